@@ -1,0 +1,45 @@
+# `make demo` and `make test` are all a fresh machine needs: each makes what it needs in .venv first.
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+DATA   ?= scenes
+export OMP_WAIT_POLICY ?= PASSIVE
+export TOKENIZERS_PARALLELISM ?= false
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check format bench clean
+
+help:  ## show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "no $(PYTHON): install Python 3.11 or later, or set PYTHON=python3.x"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+install: $(STAMP)  ## make .venv with the tested versions
+
+demo: $(STAMP)  ## render scenes, train, evaluate, search, write runs/out/demo/report.html (DATA=folder for real shards)
+	VLP=$(BIN)/vlp bash runs/demo.sh "$(DATA)"
+
+test: $(STAMP)  ## every test, slow ones too
+	$(BIN)/python -m pytest
+
+check: $(STAMP)  ## format, lint, types, house rules, fast tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -m "not slow"
+
+format: $(STAMP)  ## let ruff rewrite the sources
+	$(BIN)/ruff check --fix . || true
+	$(BIN)/ruff format .
+
+bench: $(STAMP)  ## side-by-side measurements against peers, one after the other
+	@for script in bench/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean:  ## remove what runs and tests made; .venv stays
+	rm -rf runs/out .pytest_cache .mypy_cache .ruff_cache

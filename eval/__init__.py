@@ -1,0 +1,14 @@
+"""Benchmarks by name; `python -m eval CHECKPOINT SUITE.yaml` runs a suite of them."""
+
+from __future__ import annotations
+
+from vlp.registry import Table
+
+BENCHMARKS = Table(
+    "benchmark",
+    {
+        "zeroshot": "eval.classify:Classification",
+        "retrieval": "eval.retrieve:Retrieval",
+        "health": "eval.health:Health",
+    },
+)

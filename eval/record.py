@@ -1,0 +1,64 @@
+"""One row of results: CLIP_benchmark's keys, and what is needed to judge the number."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+SCHEMA_VERSION = 1
+
+
+class Record(BaseModel):
+    """One line of results.jsonl; the first six keys are CLIP_benchmark's, shares lie in 0..1."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dataset: str
+    model: str
+    pretrained: str
+    task: str  # zeroshot_classification | zeroshot_retrieval | health, CLIP_benchmark's words where it has some
+    metrics: dict[str, float]
+    language: str = "en"
+    schema_version: int = SCHEMA_VERSION
+    n: int  # pictures measured
+    counts: dict[str, int] = {}  # images, texts, classes
+    ci95: dict[str, tuple[float, float]] = {}  # per metric: 95 % bootstrap interval
+    chance: dict[str, float] = {}  # per metric: what guessing reaches in expectation
+    contains_chance: dict[str, bool] = {}  # per metric: the interval does not lie on the better side of chance
+    templates_hash: str | None = None
+    classes_hash: str | None = None
+    data_hash: str
+    weights_hash: str
+    selection: dict[str, str | int] = {"split": "none"}  # where choices were made; "none": there were none
+    test_label_reads: int  # how often labels of this set were read; 1 is scoring itself
+    skips: dict[str, int] = {}  # pictures left out, by reason
+    seconds: float
+    step: int | None = None
+    code_version: str
+    artefacts: str | None = None  # folder with features and examples, relative to the results file
+
+
+def append(record: Record, path: Path) -> None:
+    """One line more in the results file, written in one piece so that a reader never sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = (record.model_dump_json() + "\n").encode()
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(handle, line)
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read(path: Path) -> Iterator[Record]:
+    """Every record of a results file in order; ValueError naming file and line for a line that is none."""
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            yield Record.model_validate_json(line)
+        except ValueError as error:
+            raise ValueError(f"{path}:{number}: not a result record: {error}") from None

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# `make demo`: rendered scenes end to end. `make demo DATA=folder`: the folder's train-*.tar, measured on its test-*.tar.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+VLP=${VLP:-vlp}
+DATA=${1:-scenes}
+
+if [ "$DATA" = scenes ]; then
+  OUT=runs/out/demo
+  "$VLP" data scenes "$OUT/data/train" --count 16000 --seed 1 --size 64
+  "$VLP" data scenes "$OUT/data/test" --count 1000 --seed 2 --size 64 --exclude "$OUT/data/train" --unique-captions
+  "$VLP" data scenes "$OUT/data/labelled" --count 1000 --seed 3 --size 64 --variant labelled
+  "$VLP" data verify "$OUT/data/train" "$OUT/data/test" "$OUT/data/labelled"
+  "$VLP" doctor configs/train/scenes.yaml
+  "$VLP" train configs/train/scenes.yaml
+  TEST="$OUT/data/test/*.tar" QUERY="a big red star left of a blue circle"
+else
+  SET=$(basename "$DATA")
+  OUT=runs/out/$SET
+  CONFIG=configs/train/$SET.yaml
+  [ -f "$CONFIG" ] || { echo "no $CONFIG: write one (CONTRIBUTING.md) or choose one of configs/train/"; exit 1; }
+  "$VLP" doctor "$CONFIG" "data.sources.0.urls=$DATA/train-*.tar"
+  "$VLP" train "$CONFIG" "data.sources.0.urls=$DATA/train-*.tar" "evals.0.overrides.data=$DATA"
+  TEST="$DATA/test-*.tar" QUERY="a diagram of a cell with labels"
+fi
+
+"$VLP" embed "$OUT" "$TEST" --out "$OUT/index"
+"$VLP" search "$OUT/index" "$QUERY" --out "$OUT/search.html"
+echo "look at $OUT/report.html and $OUT/search.html"

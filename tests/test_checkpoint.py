@@ -1,0 +1,88 @@
+"""Checkpoints are whole or not there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from vlp import checkpoint
+from vlp.optim import Optim
+
+
+def fill(value: float):  # type: ignore[no-untyped-def]
+    def write(folder: Path) -> None:
+        (folder / "model").mkdir()
+        checkpoint.save_tensors(folder / "model" / "w.safetensors", {"w": torch.full((3,), value)})
+
+    return write
+
+
+def test_newest_valid_is_found_and_others_are_named(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4):
+        checkpoint.write(tmp_path, step, fill(step), keep=0)
+    weights = tmp_path / "step-00000004" / "model" / "w.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    (tmp_path / "step-00000003" / "manifest.json").unlink()
+    found = checkpoint.newest(tmp_path)
+    assert found.path == tmp_path / "step-00000002"
+    reasons = dict((path.name, reason) for path, reason in found.rejected)
+    assert "hash" in reasons["step-00000004"]
+    assert "did not finish" in reasons["step-00000003"]
+
+
+def test_old_ones_go_only_after_the_new_one_is_there(tmp_path: Path) -> None:
+    checkpoint.write(tmp_path, 1, fill(1), keep=1)
+
+    def fails(folder: Path) -> None:
+        (folder / "half").write_bytes(b"x")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(checkpoint.CheckpointError, match=r"No space left.*MiB free"):
+        checkpoint.write(tmp_path, 2, fails, keep=1)
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["step-00000001"]
+    checkpoint.write(tmp_path, 2, fill(2), keep=1)
+    assert [p.name for p in sorted(tmp_path.iterdir())] == ["step-00000002"]
+
+
+def test_a_killed_writer_leaves_nothing_that_counts(tmp_path: Path) -> None:
+    checkpoint.write(tmp_path, 1, fill(1), keep=2)
+    leftover = tmp_path / ".step-00000002.tmp"
+    leftover.mkdir()
+    (leftover / "part").write_bytes(b"x")
+    assert checkpoint.newest(tmp_path).path == tmp_path / "step-00000001"
+    checkpoint.write(tmp_path, 3, fill(3), keep=2)
+    assert not leftover.exists()
+
+
+def test_optimizer_state_goes_by_name_and_comes_back_exactly(tmp_path: Path) -> None:
+    def trained(steps: int) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        model = torch.nn.Linear(3, 2)
+        optimizer = Optim().build(model)
+        for _ in range(steps):
+            model(torch.ones(1, 3)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return model, optimizer
+
+    model, optimizer = trained(3)
+    checkpoint.save_tensors(tmp_path / "o.safetensors", checkpoint.optimizer_tensors(optimizer))
+    other, fresh = trained(0)
+    other.load_state_dict(model.state_dict())
+    checkpoint.load_optimizer(fresh, checkpoint.load_tensors(tmp_path / "o.safetensors"))
+    for m, o in ((model, optimizer), (other, fresh)):
+        m(torch.ones(1, 3)).square().sum().backward()
+        o.step()
+    assert torch.equal(model.weight, other.weight)
+    with pytest.raises(checkpoint.CheckpointError, match="no state for"):
+        checkpoint.load_optimizer(fresh, {"exp_avg/other": torch.ones(1)})
+
+
+def test_unreadable_files_are_named(tmp_path: Path) -> None:
+    (tmp_path / "x.safetensors").write_bytes(b"\xff" * 20)
+    with pytest.raises(checkpoint.CheckpointError, match=r"x\.safetensors is not readable"):
+        checkpoint.load_tensors(tmp_path / "x.safetensors")

@@ -1,0 +1,146 @@
+"""The command line: `vlp COMMAND --help` teaches each one."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table as Grid
+
+app = typer.Typer(
+    name="vlp",
+    help="Contrastive vision-language pretraining and what its users do next: train, measure, embed, search.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+tokenizer_app = typer.Typer(help="Make a tokenizer from the captions of shards.", no_args_is_help=True)
+app.add_typer(tokenizer_app, name="tokenizer")
+
+Config = Annotated[Path, typer.Argument(help="YAML file of the run, e.g. configs/train/scenes.yaml")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="key=value with dotted keys, e.g. optim.lr=1e-3 losses.0.name=sigmoid")]
+
+
+@app.command()
+def train(config: Config, overrides: Overrides = None) -> None:
+    """Train (or go on training) the run in CONFIG; results, checkpoints and report.html lie in its folder.
+
+    Started again with the same name, the run goes on from its newest valid checkpoint, in the middle of an epoch.
+    For several processes: `torchrun --nproc-per-node 2 -m vlp.cli train CONFIG`. SIGTERM saves and leaves with code 75.
+    """
+    from vlp import dist
+    from vlp.report import write_report
+    from vlp.trainer import Evaluator, Trainer
+
+    run = _run(config, overrides)
+    trainer = Trainer(run, evaluators=[Evaluator(plan.every, _measure(run, plan)) for plan in run.evals])
+    trainer.train()
+    if dist.is_main():
+        typer.echo(str(write_report(run.folder)))
+
+
+def _run(config: Path, overrides: list[str] | None) -> Any:
+    from vlp import config as files
+    from vlp.run import Run
+
+    return files.load(Run, config, overrides or [])
+
+
+def _measure(run: Any, plan: Any) -> Any:
+    """The function (dual, step) that runs the plan's suite and writes its records into the run's folder."""
+    from eval.suite import load_suite, run_suite
+    from vlp.embed import Encoder
+
+    suite = load_suite(Path(plan.suite), [f"{key}={value}" for key, value in plan.overrides.items()])
+
+    def measure(dual: Any, step: int) -> Mapping[str, float]:
+        encoder = Encoder(dual, device=str(next(dual.parameters()).device), workers=0)
+        records = run_suite(encoder, suite, out=run.folder, step=step, model_name=run.name)
+        return {f"{r.dataset}/{name}": value for r in records for name, value in r.metrics.items()}
+
+    return measure
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="folder of a run, e.g. runs/out/demo")]) -> None:
+    """Write RUN/report.html: curves, metrics with intervals, retrieved examples, seconds per stage, provenance."""
+    from vlp.report import write_report
+
+    typer.echo(str(write_report(run)))
+
+
+@app.command()
+def doctor(config: Config, overrides: Overrides = None) -> None:
+    """Look at a run before it starts: shards, streams, the first batch as a picture, cut captions, speed, memory, disk."""
+    from vlp.doctor import examine
+
+    if not examine(_run(config, overrides), console=Console()):
+        raise typer.Exit(1)
+
+
+@app.command()
+def losses() -> None:
+    """List the losses with their fields and defaults."""
+    from vlp.losses import LOSSES
+
+    grid = Grid("loss", "field", "default", "what it is")
+    for name in LOSSES.names():
+        cls = LOSSES.resolve(name)
+        grid.add_row(f"[bold]{name}", "", "", (cls.__doc__ or "").strip().splitlines()[0])
+        for field, info in cls.model_fields.items():
+            grid.add_row("", field, str(info.default), info.description or "")
+    Console().print(grid)
+
+
+@tokenizer_app.command("train")
+def tokenizer_train(
+    shards: Annotated[str, typer.Argument(help="shards to read captions from: glob, braces or a::b list")],
+    out: Annotated[Path, typer.Argument(help="file to write, e.g. runs/out/words.model")],
+    vocab_size: Annotated[int, typer.Option(help="pieces in the vocabulary")] = 8000,
+    fields: Annotated[str, typer.Option(help="caption fields, comma between them")] = "caption",
+    limit: Annotated[int, typer.Option(help="captions to read; 0 reads all")] = 0,
+) -> None:
+    """Train a sentencepiece tokenizer on the captions of given shards; use it by `model.tokenizer` in a run."""
+    from vlp.text.train import train_from_shards
+
+    typer.echo(str(train_from_shards(shards, out, vocab_size=vocab_size, fields=fields.split(","), limit=limit)))
+
+
+def _mount() -> None:
+    """Commands that live with their packages."""
+    from data_tools.__main__ import app as data_app
+    from eval.__main__ import app as eval_app
+    from vlp.search_cli import app as search_app
+
+    app.add_typer(data_app, name="data", help="Make, check, describe and filter shards.")
+    for sub in (eval_app, search_app):
+        app.registered_commands.extend(sub.registered_commands)
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line; faults a user can mend are one red message, not a traceback (VLP_TRACE=1 shows it)."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _mount()
+    try:
+        app(args)
+    except (ValueError, FileNotFoundError, RuntimeError) as error:
+        if os.environ.get("VLP_TRACE"):
+            raise
+        Console(stderr=True).print(f"[bold red]{type(error).__name__}[/]: ", end="")
+        print(error, file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def run_train() -> None:
+    """`python train.py CONFIG key=value ...`."""
+    main(["train", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    main()

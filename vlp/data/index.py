@@ -1,0 +1,262 @@
+"""The index of one shard: key, and offset and size of each member, as a few numpy arrays; built, written, read.
+
+The side index `<shard>.index` is used while the shard has the size and the newest change it was made for; else it is
+built again. It holds no time and no path, so making it twice gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from vlp.data.grouping import Group, KeySplit, Note, groups
+from vlp.data.schema import DataError, write_atomic
+from vlp.data.tarwalk import Damage, TarDamageError, walk
+
+MAGIC = b"vlp shard index 1\n"
+OnDamage = Literal["stop", "keep"]
+_ARRAYS = (("starts", "<u4"), ("extension", "<u2"), ("offset", "<u8"), ("size", "<u8"), ("key_ends", "<u4"))
+
+
+class Place(NamedTuple):
+    """Where one member's bytes lie."""
+
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShardIndex:
+    """Samples of one shard. Members of sample i are rows starts[i]..starts[i+1] of the member arrays."""
+
+    bytes: int  # size of the tar it was made from
+    key_split: KeySplit
+    extensions: tuple[str, ...]
+    starts: npt.NDArray[np.uint32]  # [n + 1]
+    extension: npt.NDArray[np.uint16]  # [m]
+    offset: npt.NDArray[np.uint64]  # [m]
+    size: npt.NDArray[np.uint64]  # [m]
+    key_ends: npt.NDArray[np.uint32]  # [n]
+    key_bytes: bytes
+    notes: tuple[Note, ...] = ()  # what was left out or looks wrong, by reason
+    damage: Damage | None = None  # set: the samples are those before the damage
+
+    def __len__(self) -> int:
+        return len(self.key_ends)
+
+    def key(self, i: int) -> str:
+        """The key of sample i."""
+        start = int(self.key_ends[i - 1]) if i else 0
+        return self.key_bytes[start : int(self.key_ends[i])].decode("utf-8", "surrogateescape")
+
+    def keys(self) -> Iterator[str]:
+        """All keys, in order."""
+        start = 0
+        for end in self.key_ends.tolist():
+            yield self.key_bytes[start:end].decode("utf-8", "surrogateescape")
+            start = end
+
+    def members(self, i: int) -> dict[str, Place]:
+        """Extension -> place of every member of sample i."""
+        rows = slice(int(self.starts[i]), int(self.starts[i + 1]))
+        places = zip(self.extension[rows].tolist(), self.offset[rows].tolist(), self.size[rows].tolist())
+        return {self.extensions[e]: Place(offset, size) for e, offset, size in places}
+
+    def counts(self) -> dict[str, int]:
+        """Reason -> number of members or keys, of all notes."""
+        total: Counter[str] = Counter()
+        for note in self.notes:
+            total[note.reason] += note.count
+        return dict(total)
+
+
+def index_path(shard: str | Path) -> Path:
+    """Where the side index of a shard lies."""
+    return Path(f"{shard}.index")
+
+
+def build(shard: str | Path, *, key_split: KeySplit = "first-dot") -> ShardIndex:
+    """The index from a strict walk of the tar; a damaged one gives the whole samples before the damage, and says so."""
+    shard, damage, members = Path(shard), None, []
+    if not shard.is_file():
+        raise DataError(f"{shard}: no such shard")
+    try:
+        for member in walk(shard):
+            members.append(member)
+    except TarDamageError as error:
+        damage = error.damage
+    samples, notes = groups(members, key_split=key_split)
+    if damage is not None:
+        samples = _without_torn_tail(samples)
+    return _pack(samples, notes, damage, shard.stat().st_size, key_split)
+
+
+def write(shard: str | Path, index: ShardIndex, path: str | Path | None = None) -> Path:
+    """Writes the side index atomically and returns its path."""
+    target = Path(path) if path else index_path(shard)
+    write_atomic(target, _dump(index))
+    return target
+
+
+def read(shard: str | Path, path: str | Path | None = None) -> ShardIndex:
+    """The side index; DataError if it is damaged, of another version, or made for a tar of another size."""
+    target = Path(path) if path else index_path(shard)
+    index = _parse(target.read_bytes(), target)
+    if (actual := os.stat(shard).st_size) != index.bytes:
+        raise DataError(f"{target}: made for a tar of {index.bytes} bytes, {shard} has {actual}; run `vlp data index`")
+    return index
+
+
+def read_or_build(
+    shard: str | Path, *, key_split: KeySplit = "first-dot", cache: str | Path | None = None, trust: bool = True
+) -> ShardIndex:
+    """The side index if it is fresh, else a new one, written beside the shard or, in a read-only folder, to `cache`.
+
+    `trust=False` walks the tar in any case. Cache folder by default: $VLP_CACHE/index or ~/.cache/vlp/index.
+    """
+    shard = Path(shard)
+    spare = _cached_path(shard, key_split, Path(cache) if cache else cache_folder() / "index")
+    for target in (index_path(shard), spare) if trust else ():
+        index = _fresh(shard, target, key_split)
+        if index is not None:
+            return index
+    index = build(shard, key_split=key_split)
+    for target in (index_path(shard), spare):
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write(shard, index, target)
+            break
+        except OSError:  # read-only: the next place, and at last only memory
+            continue
+    return index
+
+
+def cache_folder() -> Path:
+    """$VLP_CACHE, or vlp under $XDG_CACHE_HOME, or ~/.cache/vlp."""
+    own, base = os.environ.get("VLP_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    return Path(own) if own else Path(base or Path.home() / ".cache") / "vlp"
+
+
+def check(shard: str | Path, index: ShardIndex, *, expected: int | None = None, on_damage: OnDamage = "stop") -> None:
+    """DataError if the shard is damaged (unless "keep") or has another number of samples than its manifest says."""
+    known = f"; manifest {expected}, readable {len(index)}" if expected is not None else f"; readable {len(index)}"
+    if index.damage is not None and on_damage == "stop":
+        reason, byte, detail = index.damage
+        raise DataError(
+            f"{shard}: damaged at byte {byte} ({reason}): {detail}{known}. "
+            "Fetch or write the shard again, or set `damaged: keep` to use the samples before the damage"
+        )
+    if index.damage is None and expected is not None and expected != len(index):
+        raise DataError(
+            f"{shard}: dataset.json says {expected} samples, the tar has {len(index)}; "
+            "run `vlp data index` to write both again"
+        )
+
+
+def _fresh(shard: Path, target: Path, key_split: KeySplit) -> ShardIndex | None:
+    """The index at `target` if it was written after the shard's last change and fits it, else None."""
+    try:
+        if target.stat().st_mtime_ns < shard.stat().st_mtime_ns:
+            return None
+        index = read(shard, target)
+    except (OSError, DataError):
+        return None
+    return index if index.key_split == key_split else None
+
+
+def _cached_path(shard: Path, key_split: str, folder: Path) -> Path:
+    """A name in the cache that changes with the shard's place, size and time of change."""
+    stat = shard.stat() if shard.is_file() else None
+    facts = f"{shard.resolve()}|{stat.st_size if stat else 0}|{stat.st_mtime_ns if stat else 0}|{key_split}"
+    return folder / f"{hashlib.sha256(facts.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}.index"
+
+
+def _without_torn_tail(samples: list[Group]) -> list[Group]:
+    """Without the last sample if it lacks members that the first has: the damage took them."""
+    if samples and not set(samples[0].members) <= set(samples[-1].members):
+        return samples[:-1]
+    return samples[:-1] if len(samples) == 1 and len(samples[0].members) < 2 else samples
+
+
+def _pack(
+    samples: list[Group], notes: tuple[Note, ...], damage: Damage | None, size: int, key_split: KeySplit
+) -> ShardIndex:
+    names = sorted({extension for sample in samples for extension in sample.members})
+    if len(names) > 65535:
+        raise DataError(f"{len(names)} different extensions in one shard: is `key_split` right?")
+    number = {name: i for i, name in enumerate(names)}
+    rows = [(number[name], *place) for sample in samples for name, place in sample.members.items()]
+    table = np.array(rows, dtype=np.uint64).reshape(-1, 3)
+    keys = [sample.key.encode("utf-8", "surrogateescape") for sample in samples]
+    return ShardIndex(
+        bytes=size,
+        key_split=key_split,
+        extensions=tuple(names),
+        starts=np.cumsum([0, *(len(sample.members) for sample in samples)]).astype(np.uint32),
+        extension=table[:, 0].astype(np.uint16),
+        offset=np.ascontiguousarray(table[:, 1]),
+        size=np.ascontiguousarray(table[:, 2]),
+        key_ends=np.cumsum([len(key) for key in keys]).astype(np.uint32),
+        key_bytes=b"".join(keys),
+        notes=notes,
+        damage=damage,
+    )
+
+
+def _dump(index: ShardIndex) -> bytes:
+    arrays = [getattr(index, name).astype(dtype).tobytes() for name, dtype in _ARRAYS]
+    body = zlib.compress(b"".join([*arrays, index.key_bytes]), 6)
+    head = {
+        "bytes": index.bytes,
+        "samples": len(index),
+        "members": len(index.offset),
+        "key_split": index.key_split,
+        "extensions": index.extensions,
+        "notes": index.notes,
+        "damage": index.damage,
+        "crc32": zlib.crc32(body),
+    }
+    return MAGIC + json.dumps(head).encode() + b"\n" + body
+
+
+def _parse(raw: bytes, path: Path) -> ShardIndex:
+    try:
+        return _parse_strict(raw)
+    except (ValueError, KeyError, TypeError, zlib.error) as error:
+        raise DataError(f"{path}: not a shard index of this version ({error}); run `vlp data index`") from None
+
+
+def _parse_strict(raw: bytes) -> ShardIndex:
+    if not raw.startswith(MAGIC):
+        raise ValueError(f"starts with {raw[:24]!r}")
+    line, _, body = raw[len(MAGIC) :].partition(b"\n")
+    head = json.loads(line)
+    if zlib.crc32(body) != head["crc32"]:
+        raise ValueError("checksum differs")
+    content, position = zlib.decompress(body), 0
+    n, m = head["samples"], head["members"]
+    arrays: dict[str, Any] = {}
+    for (name, dtype), count in zip(_ARRAYS, (n + 1, m, m, m, n)):
+        arrays[name] = np.frombuffer(content, dtype, count, position)
+        position += arrays[name].nbytes
+    damage = Damage(*head["damage"]) if head["damage"] else None
+    notes = tuple(Note(*note) for note in head["notes"])
+    return ShardIndex(
+        bytes=head["bytes"],
+        key_split=head["key_split"],
+        extensions=tuple(head["extensions"]),
+        key_bytes=content[position:],
+        notes=notes,
+        damage=damage,
+        **arrays,
+    )

@@ -1,0 +1,212 @@
+"""Pictures to the model's size: open_clip's evaluation transform on uint8, and the augmentation of training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import Field, field_validator
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from vlp.data.decode import Limits, check_size, decode, from_pil
+from vlp.registry import Part
+
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+_MODES = {"bicubic": InterpolationMode.BICUBIC, "bilinear": InterpolationMode.BILINEAR}
+
+
+class Box(NamedTuple):
+    """A crop in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+class Preprocess(Part):
+    """The evaluation transform of a model: open_clip's `image_transform` to within 1 of 255, left as uint8."""
+
+    size: tuple[int, int] = (224, 224)  # height, width; one number stands for both
+    mean: tuple[float, float, float] = OPENAI_MEAN
+    std: tuple[float, float, float] = OPENAI_STD
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    resize_mode: Literal["shortest", "longest", "squash"] = "shortest"
+    fill: int = Field(0, ge=0, le=255)  # around the picture with resize_mode "longest"
+    exif: bool = False  # turn pictures as their EXIF says; open_clip does not
+
+    @field_validator("size", mode="before")
+    @classmethod
+    def _both_sides(cls, value: Any) -> Any:
+        return (value, value) if isinstance(value, int) else value
+
+    @field_validator("mean", "std", mode="before")
+    @classmethod
+    def _three_channels(cls, value: Any) -> Any:
+        return (value,) * 3 if isinstance(value, int | float) else value
+
+    @classmethod
+    def from_open_clip(cls, cfg: Mapping[str, Any], size: int | tuple[int, int] | None = None) -> Preprocess:
+        """From open_clip's `preprocess_cfg`; `size` (an int, or height and width) goes before `cfg["size"]`."""
+        size = size if size is not None else cfg.get("size", 224)
+        known = {key: cfg[key] for key in ("mean", "std", "interpolation", "resize_mode") if cfg.get(key) is not None}
+        if known.get("interpolation") == "random":  # open_clip: random in training, bicubic in evaluation
+            known["interpolation"] = "bicubic"
+        return cls.model_validate({"size": size, "fill": cfg.get("fill_color") or 0, **known})
+
+    def to_open_clip(self) -> dict[str, Any]:
+        """open_clip's `preprocess_cfg`."""
+        return {
+            "size": list(self.size),
+            "mode": "RGB",
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "interpolation": self.interpolation,
+            "resize_mode": self.resize_mode,
+            "fill_color": self.fill,
+        }
+
+    def __call__(self, picture: Any, limits: Limits | None = None) -> Tensor:
+        """uint8 [3, H, W] from bytes, a file's Path, a Pillow image, or uint8 [3, h, w]."""
+        return self.fit(self.read(picture, limits))
+
+    def read(self, picture: Any, limits: Limits | None = None) -> Tensor:
+        """uint8 [3, h, w] at the picture's own size."""
+        if isinstance(picture, Path):
+            picture = picture.read_bytes()
+        if isinstance(picture, bytes | bytearray | memoryview):
+            return decode(bytes(picture), limits, exif=self.exif)
+        if isinstance(picture, Image.Image):
+            check_size(picture.width, picture.height, limits or Limits())
+            return from_pil(picture)
+        if isinstance(picture, Tensor) and picture.dtype == torch.uint8 and picture.ndim == 3 and len(picture) == 3:
+            check_size(picture.shape[2], picture.shape[1], limits or Limits())
+            return picture
+        raise TypeError(f"a picture is bytes, a Path, a PIL image or uint8 [3, h, w], not {_kind(picture)}")
+
+    def fit(self, image: Tensor) -> Tensor:
+        """uint8 [3, H, W] of uint8 [3, h, w]."""
+        height, width = image.shape[-2:]
+        if self.resize_mode == "squash":
+            return self.resize(image, self.size)
+        if self.resize_mode == "longest":
+            image = self.resize(image, _keep_ratio(height, width, self.size, longest=True))
+            return _center(image, self.size, fill=self.fill)
+        if self.size[0] == self.size[1]:
+            return _center(self.resize(image, _shortest(height, width, self.size[0])), self.size, fill=0)
+        target = _keep_ratio(height, width, self.size, longest=False)  # open_clip: bicubic here, whatever is set
+        return _center(self.resize(image, target, interpolation="bicubic"), self.size, fill=0)
+
+    def resize(self, image: Tensor, size: tuple[int, int], *, interpolation: str | None = None) -> Tensor:
+        """Antialiased resize of uint8, contiguous."""
+        mode = _MODES[interpolation or self.interpolation]
+        resized: Tensor = F.resize(image, list(size), interpolation=mode, antialias=True)
+        return resized.contiguous()
+
+    def normalize(self, image: Tensor) -> Tensor:
+        """float32 (x / 255 - mean) / std of uint8 [..., 3, H, W], on its device."""
+        mean = torch.tensor(self.mean, device=image.device).view(3, 1, 1)
+        std = torch.tensor(self.std, device=image.device).view(3, 1, 1)
+        return (image.to(torch.float32) / 255 - mean) / std
+
+
+class Augment(Part):
+    """Random resized crop, then mirror, colour jitter and gray, all drawn from the generator that is handed in.
+
+    The defaults are open_clip's: a crop of 90 to 100 % of the area and nothing else.
+    """
+
+    scale: tuple[float, float] = (0.9, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = Field(0.0, ge=0, le=1)  # captions that say left and right go wrong
+    jitter: tuple[float, float, float, float] | None = None  # brightness, contrast, saturation, hue
+    jitter_prob: float = Field(0.8, ge=0, le=1)
+    gray_prob: float = Field(0.0, ge=0, le=1)
+
+    def apply(
+        self, picture: Any, preprocess: Preprocess, rng: np.random.Generator, *, limits: Limits | None = None
+    ) -> Tensor:
+        """uint8 [3, H, W]; the same picture and generator state give the same result."""
+        return self.fit(preprocess.read(picture, limits), preprocess, rng)
+
+    def fit(self, image: Tensor, preprocess: Preprocess, rng: np.random.Generator) -> Tensor:
+        """uint8 [3, H, W] of uint8 [3, h, w]: one more view of a picture that is decoded already."""
+        box = draw_box(*image.shape[-2:], scale=self.scale, ratio=self.ratio, rng=rng)
+        crop = image[:, box.top : box.top + box.height, box.left : box.left + box.width]
+        image = preprocess.resize(crop, preprocess.size)
+        if self.flip and rng.random() < self.flip:
+            image = image.flip(-1)
+        if self.jitter is not None and rng.random() < self.jitter_prob:
+            image = _jitter(image, self.jitter, rng)
+        if self.gray_prob and rng.random() < self.gray_prob:
+            image = F.rgb_to_grayscale(image, num_output_channels=3)
+        return image.contiguous()
+
+
+def draw_box(
+    height: int, width: int, *, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
+) -> Box:
+    """A crop with the distribution of torchvision's RandomResizedCrop: up to ten tries, then the central crop."""
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    for _ in range(10):
+        area = height * width * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(low, high))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return Box(int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1)), h, w)
+    w, h = width, height
+    if width / height < ratio[0]:
+        h = round(width / ratio[0])
+    elif width / height > ratio[1]:
+        w = round(height * ratio[1])
+    return Box((height - h) // 2, (width - w) // 2, h, w)
+
+
+def _jitter(image: Tensor, strength: tuple[float, float, float, float], rng: np.random.Generator) -> Tensor:
+    """Brightness, contrast, saturation and hue in random order, factors as torchvision's ColorJitter draws them."""
+    changes = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
+    for number in rng.permutation(4):
+        amount = strength[number]
+        if amount:
+            low = -amount if number == 3 else max(0.0, 1 - amount)
+            image = changes[number](image, float(rng.uniform(low, amount if number == 3 else 1 + amount)))
+    return image
+
+
+def _shortest(height: int, width: int, side: int) -> tuple[int, int]:
+    """As in torchvision's Resize(side), the longer side is rounded down."""
+    if height <= width:
+        return side, int(side * width / height)
+    return int(side * height / width), side
+
+
+def _keep_ratio(height: int, width: int, size: tuple[int, int], *, longest: bool) -> tuple[int, int]:
+    """open_clip's ResizeKeepRatio: sides are rounded to nearest."""
+    ratios = height / size[0], width / size[1]
+    ratio = max(ratios) if longest else min(ratios)
+    return max(1, round(height / ratio)), max(1, round(width / ratio))
+
+
+def _center(image: Tensor, size: tuple[int, int], *, fill: int) -> Tensor:
+    """The central part of exactly `size`, padded where the picture is smaller: open_clip's CenterCropOrPad."""
+    height, width = image.shape[-2:]
+    down, across = max(0, size[0] - height), max(0, size[1] - width)
+    if down or across:
+        image = F.pad(image, [across // 2, down // 2, (across + 1) // 2, (down + 1) // 2], fill=fill)
+        height, width = image.shape[-2:]
+    top, left = round((height - size[0]) / 2), round((width - size[1]) / 2)
+    return image[:, top : top + size[0], left : left + size[1]].contiguous()
+
+
+def _kind(picture: Any) -> str:
+    if isinstance(picture, Tensor):
+        return f"{picture.dtype} {list(picture.shape)}"
+    return type(picture).__name__

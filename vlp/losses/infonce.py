@@ -1,0 +1,72 @@
+"""Softmax contrast between pictures and captions, and the methods that are settings of it."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from pydantic import Field
+from torch import Tensor
+
+from vlp import dist
+from vlp.kernels.blocks import BLOCK, Impl, full
+from vlp.kernels.logsumexp import Both, pair_logsumexp, row_logsumexp
+from vlp.losses.contrast import Pool, global_mean, groups, pool
+from vlp.losses.loss import Loss
+from vlp.types import Batch, Features
+
+
+class InfoNCE(Loss):
+    """CLIP (arXiv 2103.00020), and by its settings ALIGN, ConVIRT and UniCL.
+
+    `label_smoothing` spreads that share of the target evenly over all valid columns (ALIGN, arXiv 2102.05918).
+    `image_to_text` is the weight of that direction, the other has the rest (lambda of ConVIRT, arXiv 2010.00747: 0.75).
+    `temperature` replaces the learned scale (ConVIRT: 0.1). Pairs with equal labels are positives of each other, the
+    target is even over them, in each direction for itself (UniCL, arXiv 2204.03610).
+
+    With K captions an image, slot k contrasts the pairs that have a k-th caption; the result is the mean over all
+    captions. `impl` and `block` choose how it is computed, never the value.
+    """
+
+    label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0)
+    image_to_text: float = Field(default=0.5, ge=0.0, le=1.0)
+    temperature: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
+    impl: Impl = "auto"
+    block: int = Field(default=BLOCK, ge=1)
+
+    def __call__(self, features: Features, batch: Batch) -> dict[str, Tensor]:
+        """The term "contrast"."""
+        everyone = pool(features, batch)
+        scale = full(features.scale)
+        if self.temperature is not None:
+            scale = scale.new_full((1,), 1 / self.temperature)
+        slots = [self._slot(everyone, k, scale) for k in range(everyone.text.shape[1])]
+        return {"contrast": global_mean(torch.stack(slots).sum(), everyone.num_captions)}
+
+    def _slot(self, everyone: Pool, k: int, scale: Float[Tensor, "1"]) -> Float[Tensor, ""]:
+        """Sum over this rank's pairs that have a k-th caption of both directions' weighted cross entropies."""
+        image, text, valid, own = everyone.image, everyone.text[:, k], everyone.real[:, k], everyone.own
+        over_texts, over_images = self._partition(image, text, scale, valid, own)
+        to_text = over_texts - scale * (image[own] * self._target(text, everyone, valid)).sum(1)
+        to_image = over_images - scale * (text[own] * self._target(image, everyone, valid)).sum(1)
+        both = self.image_to_text * to_text + (1 - self.image_to_text) * to_image
+        return torch.where(valid[own], both, 0.0).sum()
+
+    def _partition(self, image: Tensor, text: Tensor, scale: Tensor, valid: Tensor, own: slice) -> Both:
+        """Log-sum-exps over all texts for each of our pictures, over all pictures for each of our texts."""
+        if dist.world() == 1:  # both from one product
+            return pair_logsumexp(
+                image, text, scale, row_valid=valid, column_valid=valid, impl=self.impl, block=self.block
+            )
+        return Both(
+            row_logsumexp(image[own], text, scale, column_valid=valid, impl=self.impl, block=self.block),
+            row_logsumexp(text[own], image, scale, column_valid=valid, impl=self.impl, block=self.block),
+        )
+
+    def _target(self, rows: Float[Tensor, "N D"], everyone: Pool, valid: Bool[Tensor, "N"]) -> Float[Tensor, "B D"]:
+        """What each of our rows is drawn to: the mean of its positives, and by `label_smoothing` the mean of all."""
+        sums, counts = groups(rows, group=everyone.group, valid=valid, own=everyone.own)
+        positives = sums / counts.clamp(min=1)
+        if self.label_smoothing == 0:
+            return positives
+        everything = (rows * valid[:, None]).sum(0) / valid.sum().clamp(min=1)
+        return torch.lerp(positives, everything.expand_as(positives), self.label_smoothing)

@@ -1,0 +1,40 @@
+"""What a loss is."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from vlp.losses import LOSSES
+from vlp.registry import Part
+from vlp.types import Batch, Features
+
+
+class Loss(Part):
+    """A pure function of features and batch, with its settings as fields.
+
+    Every term is W * local sum / global count, W processes: DDP's mean over ranks is then the single-process value and
+    gradient. Slots with `valid = False` leave as row and as column. Collectives are called in the same order on every
+    rank, and the graph that leads back to them is the same on every rank, also where no slot is valid.
+    """
+
+    weight: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
+
+    needs: ClassVar[frozenset[str]] = frozenset()  # what the model must make: "bias", "image_tokens", "text_tokens"
+    batchless: ClassVar[frozenset[str]] = frozenset()  # names in `features.extra` without a batch dimension
+
+    @property
+    def name(self) -> str:
+        """Name in the table of losses; the class's name in lower case for a loss that is in no table."""
+        target = f"{type(self).__module__}:{type(self).__qualname__}"
+        return next((name for name, entry in LOSSES.entries.items() if entry == target), type(self).__name__.lower())
+
+    def heads(self, dual: Any) -> dict[str, nn.Module]:
+        """Modules with parameters that this loss wants built into `dual`, by name."""
+        return {}
+
+    def __call__(self, features: Features, batch: Batch) -> dict[str, Tensor]:
+        """Scalar terms by name, without `weight`."""
+        raise NotImplementedError

@@ -1,0 +1,53 @@
+"""Every pair of a picture and a caption as its own yes-or-no question."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from vlp.kernels.blocks import BLOCK, Impl, full
+from vlp.kernels.softplus import pair_softplus
+from vlp.losses.contrast import Pool, global_mean, groups, pool
+from vlp.losses.loss import Loss
+from vlp.types import Batch, Features
+
+
+class Sigmoid(Loss):
+    """SigLIP (arXiv 2303.15343): -log sigmoid(q z) summed over captions, averaged over pictures.
+
+    Pairs with equal labels count as positives (q = +1). With K captions an image, slot k is its own problem, and the
+    result is the mean over all captions. Our deviation: where the paper passes texts around a ring, we gather them
+    and work in blocks of rows; the values are the same.
+    """
+
+    temperature: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
+    impl: Impl = "auto"
+    block: int = Field(default=BLOCK, ge=1)
+
+    needs: ClassVar[frozenset[str]] = frozenset({"bias"})
+
+    def __call__(self, features: Features, batch: Batch) -> dict[str, Tensor]:
+        """The term "contrast"."""
+        if features.bias is None:
+            raise ValueError('the sigmoid loss needs features.bias; build the model with needs={"bias"}')
+        everyone = pool(features, batch)
+        scale, bias = full(features.scale), full(features.bias)
+        if self.temperature is not None:
+            scale = scale.new_full((1,), 1 / self.temperature)
+        slots = [self._slot(everyone, k, scale, bias) for k in range(everyone.text.shape[1])]
+        return {"contrast": global_mean(torch.stack(slots).sum(), everyone.num_captions)}
+
+    def _slot(self, everyone: Pool, k: int, scale: Float[Tensor, "1"], bias: Float[Tensor, "1"]) -> Float[Tensor, ""]:
+        """Sum over this rank's pictures, and the k-th captions of all ranks, of softplus(-q z)."""
+        image, text, valid, own = everyone.image[everyone.own], everyone.text[:, k], everyone.real[:, k], everyone.own
+        pairs = pair_softplus(
+            image, text, scale, bias, row_valid=valid[own], column_valid=valid, impl=self.impl, block=self.block
+        )
+        # softplus(-z) = softplus(z) - z, and the sum of z over positives is linear
+        sums, counts = groups(text, group=everyone.group, valid=valid, own=own)
+        positives = scale * (image * sums).sum(1) + bias * counts[:, 0]
+        return pairs - torch.where(valid[own], positives, 0.0).sum()

@@ -1,0 +1,88 @@
+"""Empty towers from an architecture; open_clip's modules wherever it has them."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from vlp.models.arch import Arch
+from vlp.models.image import PatchDropout
+
+_PROBE_TEXT = {"context_length": 2, "vocab_size": 2, "width": 8, "heads": 1, "layers": 1}
+_HF_POOLERS = {"mean_pooler": "mean", "max_pooler": "max", "cls_pooler": "pooler", "cls_last_hidden_state_pooler": "cls"}
+
+
+class Modules(NamedTuple):
+    """Both towers, named as in open_clip's CustomTextCLIP."""
+
+    visual: nn.Module
+    text: nn.Module
+
+
+def build_towers(arch: Arch, *, patch_dropout: float | None = None, pretrained_text: bool = False) -> Modules:
+    """Towers with random weights (a Hugging Face text tower with its own if `pretrained_text`)."""
+    import open_clip
+
+    config = deepcopy(arch.config)
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    vision.update(timm_model_pretrained=False, output_tokens=False, patch_dropout=0.0)
+    text.update(output_tokens=False)
+    ours = arch.ours.get("text") or _hf_settings(text)
+    clip = open_clip.CustomTextCLIP(
+        config["embed_dim"], vision, _PROBE_TEXT if ours else text, quick_gelu=config.get("quick_gelu", False)
+    )
+    visual: Any = clip.visual
+    if vision.get("timm_model_name"):
+        visual = _sized_timm(visual, arch, patch_dropout or 0.0)
+    elif patch_dropout:
+        _drop_patches(visual, patch_dropout)
+    if not ours:
+        return Modules(visual, clip.text)
+    from vlp.models.text_hf import HFText, HFTextConfig
+
+    settings = HFTextConfig.model_validate(ours)
+    return Modules(visual, HFText(settings, dim=config["embed_dim"], context=text.get("context_length", 77), pretrained=pretrained_text))
+
+
+def class_of(config: dict[str, Any]) -> str:
+    """"CLIP" or "CustomTextCLIP": which class open_clip makes of this configuration, and so how it names weights."""
+    custom = config.get("custom_text") or "hf_model_name" in config["text_cfg"]
+    return "CustomTextCLIP" if custom else "CLIP"
+
+
+def _hf_settings(text: dict[str, Any]) -> dict[str, Any] | None:
+    """open_clip's settings of a Hugging Face text tower in our words."""
+    if not text.get("hf_model_name"):
+        return None
+    pooler = text.get("hf_pooler_type", "mean_pooler")
+    return {"hf": text["hf_model_name"], "pooler": _HF_POOLERS[pooler], "proj": text.get("hf_proj_type", "mlp")}
+
+
+def _drop_patches(visual: Any, prob: float) -> None:
+    if not hasattr(visual, "patch_dropout"):
+        raise ValueError(f"model.patch_dropout: a {type(visual).__name__} has no patches to drop")
+    visual.patch_dropout = PatchDropout(prob)
+
+
+def _sized_timm(visual: Any, arch: Arch, patch_dropout: float) -> Any:
+    """The timm tower at the size asked for; open_clip ignores `image_size` when it makes one."""
+    import timm
+
+    vision = arch.config["vision_cfg"]
+    size = vision["image_size"]
+    size = (size, size) if isinstance(size, int) else tuple(size)
+    extra = dict(arch.ours.get("timm", {}))
+    if patch_dropout:
+        extra["patch_drop_rate"] = patch_dropout
+    if extra:
+        if vision.get("timm_proj") not in ("none", None) or vision.get("timm_pool") in ("abs_attn", "rot_attn"):
+            raise ValueError("arguments for timm (also model.patch_dropout) need vision_cfg.timm_proj: none")
+        classes = 0 if vision.get("timm_proj") == "none" else arch.config["embed_dim"]
+        arguments: dict[str, Any] = {"num_classes": classes, "global_pool": vision["timm_pool"], **extra}
+        visual.trunk = timm.create_model(vision["timm_model_name"], pretrained=False, **arguments)
+    elif hasattr(visual.trunk, "set_input_size") and tuple(visual.trunk.default_cfg["input_size"][1:]) != size:
+        visual.set_input_size(size)
+    visual.image_size = size
+    return visual

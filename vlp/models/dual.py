@@ -1,0 +1,274 @@
+"""The two towers as one module with one `forward`, and the hooks that prompt methods need."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from vlp.models.groups import Group, plan, run_groups
+from vlp.models.image import ImageOutput, ImageTower, image_tower
+from vlp.models.prefix import insert, make_room
+from vlp.models.text_clip import ClipText, TextOutput, TextTower
+from vlp.registry import nearest
+from vlp.text.tokenizers import TokenizerPart
+from vlp.types import Batch, Features, ImageTransform, Tokenizer
+
+NEEDS = frozenset({"image_tokens", "text_tokens", "image_hidden", "text_hidden", "bias"})
+MAX_SCALE = math.log(100.0)
+
+
+class Towers(NamedTuple):
+    """What a head sees inside the one forward: the features so far, tokens before projection, and the model."""
+
+    features: Features
+    image_hidden: Tensor | None  # [B, P, width], when a loss needs "image_hidden"
+    text_hidden: Tensor | None  # [B, K, T, width], when a loss needs "text_hidden"
+    dual: Dual
+
+
+class Dual(nn.Module):
+    """Image and text tower, scale, bias, and the heads of the run's losses.
+
+    Parameters are named as open_clip's CustomTextCLIP names them (`visual.*`, `text.*`, `logit_scale`), the heads
+    `heads.<name>.*`. `logit_scale` and `logit_bias` have one dimension of one element, for FSDP.
+    """
+
+    transform: ImageTransform
+
+    def __init__(
+        self,
+        visual: nn.Module,
+        text: nn.Module,
+        *,
+        config: Mapping[str, Any],
+        transform: ImageTransform,
+        tokenizer: Tokenizer | TokenizerPart,
+        base: Path | None = None,
+        init_scale: float = math.log(1 / 0.07),
+        init_bias: float | None = None,
+        text_groups: int = 4,
+        heads: Mapping[str, nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        self.visual = visual
+        self.text = text
+        self.logit_scale = nn.Parameter(torch.full((1,), float(init_scale)))
+        self.logit_bias = None if init_bias is None else nn.Parameter(torch.full((1,), float(init_bias)))
+        self.heads = nn.ModuleDict(dict(heads or {}))
+        self.config = dict(config)  # open_clip's model_cfg
+        self.extra_config: dict[str, Any] = {}  # what of ours open_clip's format cannot say; see pretrained.py
+        self.transform = transform
+        self._tokenizer, self._base = tokenizer, base
+        self.text_groups = text_groups
+        self.needs: frozenset[str] = frozenset()
+        self.held: tuple[nn.Module, ...] = ()  # stay in eval mode; see freeze.py
+        self._ways: dict[str, Any] = {}  # how the towers are run; in a dict, so that no module is registered twice
+        self.register_buffer("_mean", torch.tensor(transform.mean).reshape(3, 1, 1), persistent=False)
+        self.register_buffer("_std", torch.tensor(transform.std).reshape(3, 1, 1), persistent=False)
+
+    # -- parts ------------------------------------------------------------------------------------------------------
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Made when first asked for: features of given ids need none, and some have to be fetched."""
+        if isinstance(self._tokenizer, TokenizerPart):
+            self._tokenizer = self._tokenizer.build(self._base)
+        return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: Tokenizer | TokenizerPart) -> None:
+        self._tokenizer = tokenizer
+
+    @property
+    def image_tower(self) -> ImageTower:
+        """How `visual` is run."""
+        if "image" not in self._ways:
+            self._ways["image"] = image_tower(self.visual)
+        way: ImageTower = self._ways["image"]
+        return way
+
+    @property
+    def text_tower(self) -> TextTower:
+        """How `text` is run; a text module of ours runs itself."""
+        if hasattr(self.text, "trims"):
+            return self.text  # type: ignore[return-value]
+        if "text" not in self._ways:
+            self._ways["text"] = ClipText(self.text, pad=lambda: self.tokenizer.pad)
+        way: TextTower = self._ways["text"]
+        return way
+
+    @property
+    def image_blocks(self) -> Sequence[nn.Module]:
+        """Blocks of the image tower, input first."""
+        return self.image_tower.blocks
+
+    @property
+    def text_blocks(self) -> Sequence[nn.Module]:
+        """Blocks of the text tower, input first."""
+        return self.text_tower.blocks
+
+    @property
+    def trims(self) -> bool:
+        """Whether text may be cut to its natural length without changing its features."""
+        return self.text_tower.trims
+
+    @property
+    def context(self) -> int:
+        return self.text_tower.context
+
+    @property
+    def dim(self) -> int:
+        """Width D of the joint space."""
+        return int(self.config["embed_dim"])
+
+    def set_needs(self, needs: Iterable[str]) -> None:
+        """State which outputs beyond the pooled features the losses read; others are not computed."""
+        needs = frozenset(needs)
+        for name in needs - NEEDS:
+            raise ValueError(f'no output "{name}" of the model{nearest(name, NEEDS)}')
+        if "bias" in needs and self.logit_bias is None:
+            raise ValueError("a loss needs the logit bias, but the model has none: set model.init_bias (SigLIP: -10)")
+        self.needs = needs
+        if self.logit_bias is not None:  # without a loss that reads it DDP would wait for its gradient
+            self.logit_bias.requires_grad_("bias" in needs)
+
+    def train(self, mode: bool = True) -> Dual:
+        """As of every module, but what is held frozen stays in eval mode."""
+        super().train(mode)
+        for module in self.held:
+            module.eval()
+        return self
+
+    @torch.no_grad()
+    def clamp_scale(self) -> None:
+        """Keep the scale within [1, 100], after each optimizer step."""
+        self.logit_scale.clamp_(0.0, MAX_SCALE)
+
+    # -- one forward ------------------------------------------------------------------------------------------------
+
+    def forward(self, batch: Batch) -> Features:
+        """Everything that the losses of the run read, from one pass over the batch."""
+        captions = self._captions(batch)  # first: it waits for the device, which has nothing to do yet
+        image = self._run_image(batch.image, tokens=bool(self.needs & {"image_tokens", "image_hidden"}))
+        text = self._run_text(batch, captions)
+        features = Features(
+            image=normalize(image.pooled, dim=-1),
+            text=text.pooled,
+            scale=self.logit_scale.exp(),
+            bias=self.logit_bias,
+            image_tokens=normalize(image.tokens, dim=-1) if image.tokens is not None else None,
+            text_tokens=text.tokens,
+        )
+        if "image_tokens" not in self.needs:
+            features = features._replace(image_tokens=None)
+        extra: dict[str, Tensor] = {}
+        towers = Towers(features, image.hidden, text.hidden, self)
+        for head in self.heads.values():
+            extra.update(head(batch, towers))
+        if "text_tokens" not in self.needs:
+            features = features._replace(text_tokens=None)
+        return features._replace(extra=extra)
+
+    def _captions(self, batch: Batch) -> list[Group]:
+        """Which caption slots run together, by length; absent captions in none."""
+        lengths = (batch.token_mask.sum(dim=-1) * batch.caption_mask).flatten().tolist()
+        if self.trims:
+            return plan(lengths, self.text_groups)
+        rows = [row for row, length in enumerate(lengths) if length > 0]
+        return [Group(rows, batch.text.shape[-1])]
+
+    def _run_text(self, batch: Batch, captions: list[Group]) -> TextOutput:
+        """Unit features [B, K, D] and tokens [B, K, T, D]; zeros where there is no caption or token."""
+        B, K, T = batch.text.shape
+        tokens = bool(self.needs & {"text_tokens", "text_hidden"})
+        mask = batch.token_mask.flatten(0, 1)
+        out, zero = run_groups(self.text_tower, batch.text.flatten(0, 1), mask, captions, tokens=tokens)
+        order = torch.tensor([row for group in captions for row in group.rows], dtype=torch.long, device=mask.device)
+
+        def placed(rows: Tensor, *shape: int) -> Tensor:
+            return rows.new_zeros((B * K, *shape)).index_copy(0, order, rows).reshape(B, K, *shape)
+
+        pooled = placed(normalize(out.pooled, dim=-1), out.pooled.shape[-1]) + zero
+        if out.tokens is None or out.hidden is None:
+            return TextOutput(pooled)
+        seen = mask[order, :, None]
+        unit = normalize(out.tokens, dim=-1) * seen
+        return TextOutput(pooled, placed(unit, T, unit.shape[-1]), placed(out.hidden * seen, T, out.hidden.shape[-1]))
+
+    # -- single towers ----------------------------------------------------------------------------------------------
+
+    def pixels(self, image: Tensor) -> Tensor:
+        """Normalised floats [B, 3, H, W] of uint8 pictures; floats are taken as normalised already."""
+        if image.dtype == torch.uint8:
+            image = (image.float() / 255 - self._mean) / self._std
+        return image.to(next(self.visual.parameters()).dtype)
+
+    def _run_image(self, image: Tensor, *, tokens: bool) -> ImageOutput:
+        return self.image_tower.run(self.pixels(image), tokens=tokens)
+
+    def encode_image(self, image: Tensor) -> Tensor:
+        """Unit features [B, D] of uint8 or already normalised float pictures [B, 3, H, W]."""
+        return normalize(self._run_image(image, tokens=False).pooled, dim=-1)
+
+    def encode_image_tokens(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit features [B, D] and unit patch tokens [B, P, D] in the joint space, without the class token."""
+        out = self._run_image(image, tokens=True)
+        assert out.tokens is not None
+        return normalize(out.pooled, dim=-1), normalize(out.tokens, dim=-1)
+
+    def encode_text(self, ids: Tensor, mask: Tensor | None = None, prefix: Tensor | None = None) -> Tensor:
+        """Unit features [n, D] of token ids [n, T].
+
+        mask: bool [n, T], up to and including the end token; without it open_clip's own rule finds the end.
+        prefix: [p, width] for all texts or [n, p, width], put behind the start token; texts too long for the context
+        then lose words before their end token.
+        """
+        tower = self.text_tower
+        end = tower.end(ids, mask)
+        mask = tower.mask(ids) if mask is None else mask
+        if prefix is not None:
+            ids, mask, end = make_room(ids, mask, end, room=tower.context - prefix.shape[-2])
+        if tower.trims and len(ids):
+            longest = max(int(end.max()) + 1, 1)
+            ids, mask = ids[:, :longest], mask[:, :longest]
+        embeds = self.embed(ids)
+        if prefix is not None:
+            embeds, mask, end = insert(embeds, mask, end, prefix, at=self.prefix_at)
+        return self.encode_embeds(embeds, mask, end)
+
+    def encode_text_tokens(self, ids: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Unit features [n, D], unit tokens [n, T, D] in the joint space (zero behind the end), and their mask [n, T]."""
+        tower = self.text_tower
+        end = tower.end(ids, mask)
+        mask = tower.mask(ids) if mask is None else mask
+        out = tower.run(self.embed(ids), mask, end, tokens=True)
+        assert out.tokens is not None
+        return normalize(out.pooled, dim=-1), normalize(out.tokens, dim=-1) * mask[..., None], mask
+
+    @property
+    def prefix_at(self) -> int:
+        """Where a prefix goes: behind the start token, or in front where the tokenizer sets none."""
+        return int(len(self.tokenizer.encode([""])[0]) >= 2)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Token embeddings [n, T, width], without positions."""
+        return self.text_tower.embed(ids)
+
+    def encode_embeds(self, embeds: Tensor, mask: Tensor, end: Tensor) -> Tensor:
+        """Unit features [n, D] of token embeddings [n, T, width] whose end token stands at `end` [n].
+
+        Positions are added here, so a prompt method may put its own vectors among those of `embed`.
+        """
+        return normalize(self.text_tower.run(embeds, mask, end, tokens=False).pooled, dim=-1)
+
+    def tower_parameters(self, side: str) -> Iterator[tuple[str, nn.Parameter]]:
+        """Names and parameters of the "image" or the "text" tower, for per-tower optimizer groups."""
+        module = {"image": "visual", "text": "text"}[side]
+        for name, parameter in getattr(self, module).named_parameters():
+            yield f"{module}.{name}", parameter

@@ -1,0 +1,117 @@
+"""Measures with their intervals: the headline tiles, and the table of every record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vlp.report.page import DASH, Html, figure, fold, section, table, tag
+from vlp.report.progress import number
+
+Record = Mapping[str, Any]
+_HEADLINE = (
+    ("image_retrieval_recall@1", "R@1 text → image"),
+    ("text_retrieval_recall@1", "R@1 image → text"),
+    ("image_retrieval_recall@10", "R@10 text → image"),
+    ("text_retrieval_recall@10", "R@10 image → text"),
+    ("acc1", "Zero-shot accuracy"),
+    ("acc5", "Zero-shot top 5"),
+)
+CONTAINS_CHANCE = tag("span", "contains chance", class_="mark", title="the 95 % interval is not above chance")
+
+
+def header(name: str, latest: Sequence[Record], sentence: str) -> Html:
+    """The name of the run, what it is, and its headline measures."""
+    tiles = [_tile(record, metric, title) for record in latest for metric, title in _HEADLINE if _has(record, metric)]
+    return tag(
+        "header",
+        tag("h1", name),
+        tag("p", sentence, class_="sub"),
+        tag("div", *tiles, class_="tiles") if tiles else None,
+        None if tiles else tag("p", "No evaluation was recorded yet: ", tag("code", "vlp eval RUN SUITE.yaml"), "."),
+    )
+
+
+def metrics(latest: Sequence[Record], records: Sequence[Record]) -> Html:
+    """The latest measures of each data set and task, and every earlier record folded away."""
+    note = "The last record of each data set and task, with 95 % bootstrap intervals and what guessing would reach."
+    earlier = [record for record in records if not any(record is last for last in latest)]
+    parts = [_table(latest)] if latest else []
+    if earlier:
+        parts.append(fold(f"Earlier records ({len(earlier)})", _table(earlier)))
+    return section("Measures", *parts, note=note)
+
+
+def share(metric: str, value: float | None) -> str:
+    """Recalls and accuracies as percentages, everything else as it is."""
+    if value is None:
+        return DASH
+    return f"{100 * value:.2f} %" if _is_share(metric) else figure(float(value))
+
+
+def interval(record: Record, metric: str) -> tuple[float, float] | None:
+    """The 95 % interval of a measure, or None when the record has none."""
+    pair = (record.get("ci95") or {}).get(metric)
+    if not isinstance(pair, Sequence) or len(pair) != 2:
+        return None
+    low, high = number(pair[0]), number(pair[1])
+    return None if low is None or high is None else (low, high)
+
+
+def contains_chance(record: Record, metric: str) -> bool:
+    """Whether the record itself says that the measure is not above chance."""
+    return bool((record.get("contains_chance") or {}).get(metric))
+
+
+def _is_share(metric: str) -> bool:
+    return "recall" in metric or metric.startswith("acc")
+
+
+def _has(record: Record, metric: str) -> bool:
+    return number((record.get("metrics") or {}).get(metric)) is not None
+
+
+def _tile(record: Record, metric: str, title: str) -> Html:
+    chance = number((record.get("chance") or {}).get(metric))
+    pair = interval(record, metric)
+    return tag(
+        "div",
+        tag("div", title, class_="what"),
+        tag("b", share(metric, number(record["metrics"][metric]))),
+        tag("div", f"95 %: {_range(metric, pair)}", class_="how") if pair else None,
+        tag("div", f"chance {share(metric, chance)}", class_="how") if chance is not None else None,
+        tag("div", f"{figure(record.get('n'))} pictures of {record.get('dataset', '')}", class_="how"),
+        CONTAINS_CHANCE if contains_chance(record, metric) else None,
+        class_="tile",
+    )
+
+
+def _range(metric: str, pair: tuple[float, float] | None) -> str:
+    if pair is None:
+        return ""
+    return (
+        f"{100 * pair[0]:.2f} {DASH} {100 * pair[1]:.2f}"
+        if _is_share(metric)
+        else f"{figure(pair[0])} {DASH} {figure(pair[1])}"
+    )
+
+
+def _table(records: Sequence[Record]) -> Html:
+    rows: list[list[Any]] = []
+    for record in records:
+        lead = [record.get("dataset", ""), _task(record), figure(record.get("n")), figure(record.get("step"))]
+        for metric, value in (record.get("metrics") or {}).items():
+            rows.append([*lead, metric, *_cells(record, metric, number(value))])
+            lead = ["", "", "", ""]  # said once for each record
+    head = ["Data set", "Task", "n", "Step", "Measure", "Value", "95 % interval", "Chance", ""]
+    return table(head, rows, numeric=(2, 3, 5, 6, 7))
+
+
+def _task(record: Record) -> str:
+    return str(record.get("task", "")).replace("zeroshot_", "zero-shot ").replace("_", " ")
+
+
+def _cells(record: Record, metric: str, value: float | None) -> list[Any]:
+    chance = number((record.get("chance") or {}).get(metric))
+    mark = CONTAINS_CHANCE if contains_chance(record, metric) else ""
+    return [share(metric, value), _range(metric, interval(record, metric)) or DASH, share(metric, chance), mark]

@@ -1,0 +1,310 @@
+"""The training loop, in the open: batch, rate, features, objective, backward, clip, step, clamp, companions, log."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from torch import Tensor, nn
+
+from vlp import checkpoint, config, dist, gradcache
+from vlp.data import Feed
+from vlp.duration import Clock, Duration
+from vlp.guards import refuse_bad_data, refuse_batch_statistics
+from vlp.log import Meter, Reporter, SkipLedger, host_facts
+from vlp.losses.objective import Objective
+from vlp.optim import set_rate
+from vlp.requeue import Requeue, Signals
+from vlp.run import Run
+from vlp.state import Lock, Progress, State
+from vlp.types import Batch
+
+
+class Evaluator(NamedTuple):
+    """A measurement during the run, as a value: the trainer knows when, the function knows what."""
+
+    every: Duration
+    measure: Callable[[nn.Module, int], Mapping[str, float]]
+
+
+class NonFiniteError(RuntimeError):
+    """The loss or a gradient stayed not finite; the message has every term and the keys of the batch."""
+
+
+class Trainer:
+    """One run from its configuration to its last checkpoint; started again, it goes on from the newest valid one."""
+
+    def __init__(self, run: Run, *, evaluators: Sequence[Evaluator] = ()) -> None:
+        self.run, self.evaluators = run, list(evaluators)
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        self.accelerator = Accelerator(
+            mixed_precision=run.precision,
+            cpu=run.device == "cpu" or not torch.cuda.is_available(),
+            log_with=list(run.log.trackers) or None,
+            project_dir=str(run.folder),
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
+        )
+        if run.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("device: cuda was asked for, but torch sees no CUDA device; use device=auto or device=cpu")
+        dist.expect(run.expect_world)
+        torch.set_num_threads(run.torch_threads(dist.world()))
+        self._build()
+
+    def _build(self) -> None:
+        run = self.run
+        torch.manual_seed(run.seed)  # the weights at the start are a function of the seed alone
+        self.objective = Objective(run.losses)
+        self.dual = run.model.build(needs=self.objective.needs, heads=self.objective.heads)
+        self.feed = Feed(
+            run.data,
+            tokenizer=self.dual.tokenizer,
+            preprocess=self.dual.transform,
+            seed=run.seed,
+            rank=dist.rank(),
+            world=dist.world(),
+        )
+        clock = Clock(self.feed.batch_size, self.feed.num_samples)
+        self.clock = clock._replace(total=clock.steps(run.duration))
+        self.rate = run.schedule.bind(self.clock)
+        self.companions = {type(part).__name__.lower(): part.build(self.dual) for part in run.companions}
+        self.dual.to(self.accelerator.device)
+        optimizer = run.optim.build(self.dual)
+        if dist.world() > 1 and self.accelerator.device.type == "cuda":
+            self.dual = nn.SyncBatchNorm.convert_sync_batchnorm(self.dual)
+        model = torch.compile(self.dual) if run.compile else self.dual
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        refuse_batch_statistics(self.dual, micro_batch=run.micro_batch, device=self.accelerator.device.type)
+        self.parameters = [p for p in self.dual.parameters() if p.requires_grad]
+        facts = {"batch_size": self.feed.batch_size, "streams": self.feed.streams, "fingerprint": self.feed.fingerprint}
+        self.state = State(
+            run,
+            dual=self.dual,
+            optimizer=self.optimizer.optimizer,
+            companions=self.companions,
+            scaler=self.accelerator.scaler,
+            facts=facts,
+        )
+
+    def train(self) -> Progress:
+        """Run to the end of the duration; returns where it stands. Ends with Requeue if SIGTERM or SIGUSR1 came."""
+        lock = Lock(self.run.folder) if dist.is_main() else None
+        try:
+            return self._train()
+        finally:
+            if lock:
+                lock.release()
+
+    def _train(self) -> Progress:
+        progress, total = self._resume(), self.clock.total
+        if dist.is_main():
+            (self.run.folder / "config.yaml").write_text(config.to_yaml(self.run), encoding="utf-8")
+            checkpoint.write_json(self.run.folder / "host.json", host_facts())
+        if self.run.log.trackers:
+            self.accelerator.init_trackers(self.run.log.project, config=self.run.model_dump(mode="json"))
+        report = Reporter(
+            self.run.folder,
+            total=total,
+            start=progress.step,
+            main=dist.is_main(),
+            trackers=self.accelerator.trackers if self.run.log.trackers else (),
+        )
+        self.report, self.meter = report, Meter()
+        self.ledger = SkipLedger(self.run.folder / "skips.jsonl" if dist.is_main() else None)
+        self.ledger.counts.update(progress.skips)
+        self._began = time.perf_counter() - progress.seconds
+        self._say_start(progress)
+        try:
+            with Signals() as stop:
+                progress = self._loop(progress, total, stop)
+            report.say(f"trained {progress.step} steps in {progress.seconds:.0f} s; skipped: {self.ledger.summary()}")
+            return progress
+        finally:
+            report.close()
+            self.ledger.close()
+            if self.run.log.trackers:
+                self.accelerator.end_training()
+
+    def _loop(self, progress: Progress, total: int, stop: list[str]) -> Progress:
+        self._settle(progress.step)
+        self._bad_steps, self._unreported = 0, 0
+        self._skips: list[Any] = []
+        batches = self.feed.batches(progress.step, total)
+        saved = progress.step if progress.step else -1
+        for step in range(progress.step, total):
+            with self.meter.time("data wait"):
+                batch = next(batches)
+            with self.meter.time("step"):
+                record = self._step(step, batch)
+            done = step + 1
+            progress = Progress(done, time.perf_counter() - self._began, dict(self.ledger.counts))
+            if self._due(self.run.log.every, done):
+                self._log(done, record)
+                progress = progress._replace(skips=dict(self.ledger.counts))
+            leave = dist.agree(bool(stop))
+            if leave or self._due(self.run.save.every, done):
+                self._save(progress)
+                saved = done
+            if leave:
+                self.report.say(f"told to leave by {stop[0] if stop else 'another rank'}: saved step {done}; requeue me")
+                raise Requeue
+            self._evaluate(done)
+        if saved != progress.step:
+            self._save(progress)
+        return progress
+
+    def _step(self, step: int, batch: Batch) -> dict[str, Any]:
+        """One update of the model on one batch; returns what there is to log about it."""
+        self._skips.extend(batch.skips)
+        self._unreported += len(batch)
+        rate = self.run.optim.lr * self.rate(step)
+        set_rate(self.optimizer.optimizer, rate)
+        batch = batch.to(self.accelerator.device)
+        for companion in self.companions.values():
+            batch = companion.before_step(batch, self.dual)
+        value = self._backward(step, batch)
+        limit = self.run.clip_norm if self.run.clip_norm is not None else float("inf")
+        norm = self.accelerator.clip_grad_norm_(self.parameters, limit)
+        record = {"loss": value.total, "terms": value.terms, "lr": rate, "grad_norm": norm}
+        if self._healthy(step, record, batch):
+            self.optimizer.step()
+            self.dual.clamp_scale()
+            for companion in self.companions.values():
+                companion.after_step(self.dual, step=step + 1)
+        self.optimizer.zero_grad(set_to_none=True)
+        return record
+
+    def _backward(self, step: int, batch: Batch) -> Objective.Value:
+        if self.run.micro_batch and self.run.micro_batch < len(batch):
+            return gradcache.step(
+                self.model,
+                self.objective,
+                batch,
+                micro=self.run.micro_batch,
+                reseed=lambda micro: self._reseed(step, micro),
+                backward=self.accelerator.backward,
+                no_sync=self._no_sync,
+            )
+        self._reseed(step, 0)
+        value = self.objective(self.model(batch), batch)
+        self.accelerator.backward(value.total)
+        return value
+
+    def _healthy(self, step: int, record: Mapping[str, Any], batch: Batch) -> bool:
+        """Whether every rank's loss and gradient are finite; all ranks take the same decision."""
+        finite = bool(torch.isfinite(record["loss"]) and torch.isfinite(record["grad_norm"]))
+        scaling = self.accelerator.scaler is not None and bool(torch.isfinite(record["loss"]))
+        if not dist.agree(not (finite or scaling)):
+            self._bad_steps = 0
+            return True
+        self._bad_steps += 1
+        terms = ", ".join(f"{name} {float(term):.4g}" for name, term in record["terms"].items())
+        keys = ", ".join(key for key in batch.keys if key)
+        text = f"step {step}: not finite (grad norm {float(record['grad_norm']):.4g}; {terms}); update left out"
+        self.report.say(text)
+        if self._bad_steps > self.run.max_nonfinite:
+            raise NonFiniteError(f"{text}, {self._bad_steps} in a row; lower optim.lr or look at the samples: {keys[:2000]}")
+        return False
+
+    def _resume(self) -> Progress:
+        if self.run.resume == "never":
+            return Progress()
+        found = checkpoint.newest(self.state.root)
+        for path, reason in found.rejected:
+            if dist.is_main():
+                print(f"passed over {path}: {reason}", flush=True)
+        return self.state.load(found.path) if found.path else Progress()
+
+    def _settle(self, step: int) -> None:
+        """One throw-away pass: with 3 or more ranks DDP reduces in another order until its first pass is over.
+
+        Without it a resumed run differs from the straight one in the last bit. It leaves no trace: buffers are put
+        back, gradients dropped, and neither optimizer nor companions are touched.
+        """
+        if dist.world() == 1:
+            return
+        buffers = [buffer.clone() for buffer in self.dual.buffers()]
+        batch = self.feed.batch(step).to(self.accelerator.device)
+        for companion in self.companions.values():
+            batch = companion.before_step(batch, self.dual)
+        for _ in range(2):
+            self._backward(step, batch)
+            self.optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for buffer, kept in zip(self.dual.buffers(), buffers, strict=True):
+                buffer.copy_(kept)
+
+    def _reseed(self, step: int, micro: int) -> None:
+        """Dropout and patch dropout are a function of (seed, step, rank, micro-batch)."""
+        words = f"{self.run.seed} {step} {dist.rank()} {micro}".encode()
+        torch.manual_seed(int.from_bytes(hashlib.blake2b(words, digest_size=7).digest(), "big"))
+
+    def _no_sync(self) -> AbstractContextManager[Any]:
+        return self.accelerator.no_sync(self.model) if dist.world() > 1 else nullcontext()
+
+    def _due(self, every: Duration, done: int) -> bool:
+        return done == self.clock.total or done % max(1, self.clock.steps(every)) == 0
+
+    def _log(self, done: int, record: Mapping[str, Any]) -> None:
+        wall, stages = self.meter.lap()
+        samples = self._unreported * dist.world()
+        skips = [skip for rank in dist.gather_object(self._skips) for skip in rank]
+        self.ledger.add(skips, step=done, samples=samples)
+        self._skips, self._unreported = [], 0
+        self.report.step(
+            {
+                "step": done,
+                "samples": done * self.feed.batch_size,
+                "epoch": self.clock.epoch(done),
+                "loss": _mean(record["loss"]),
+                "terms": {name: _mean(term) for name, term in record["terms"].items()},
+                "lr": record["lr"],
+                "scale": float(self.dual.logit_scale.detach().exp()),
+                "grad_norm": float(record["grad_norm"]),
+                "samples_per_s": samples / wall,
+                "data_wait": stages.get("data wait", 0.0) / wall,
+                "seconds": time.perf_counter() - self._began,
+                "stages": dict(self.meter.seconds),
+                "skipped": self.ledger.total,
+            }
+        )
+        refuse_bad_data(self.ledger, limit=self.run.data.max_bad_fraction, folder=self.run.folder)
+
+    def _save(self, progress: Progress) -> None:
+        failure = ""
+        with self.meter.time("save"):
+            if dist.is_main():
+                try:
+                    self.state.save(progress)
+                except checkpoint.CheckpointError as error:
+                    failure = str(error)
+            failure = str(dist.broadcast_object(failure))
+        if failure:
+            raise checkpoint.CheckpointError(failure)
+
+    def _evaluate(self, done: int) -> None:
+        for evaluator in self.evaluators:
+            if self._due(evaluator.every, done):
+                with self.meter.time("evaluate"):
+                    evaluator.measure(self.dual, done)
+                    self.dual.train()
+                    dist.barrier()
+
+    def _say_start(self, progress: Progress) -> None:
+        trained = sum(p.numel() for p in self.parameters) / 1e6
+        verb = f"resumed at step {progress.step}" if progress.step else "starts"
+        self.report.say(
+            f"{self.run.name} {verb}: {self.clock.total} steps of {self.feed.batch_size} pairs from "
+            f"{self.feed.num_samples} samples, {trained:.1f} M parameters, {dist.world()} process(es), "
+            f"{torch.get_num_threads()} thread(s), {self.accelerator.device}, precision {self.run.precision}"
+        )
+
+
+def _mean(value: Tensor) -> float:
+    """The single-process value: ranks hold W times their share."""
+    return float(dist.total(value.detach().float())) / dist.world()
