@@ -1,0 +1,18 @@
+"""Data tools by name; `python -m data_tools NAME` and `vlp data NAME` are their command lines."""
+
+from __future__ import annotations
+
+from vlp.registry import Table
+
+TOOLS = Table(
+    "data tool",
+    {
+        "scenes": "data_tools.scenes.tool:Scenes",
+        "build": "data_tools.build:Build",
+        "index": "data_tools.indexing:Index",
+        "verify": "data_tools.verify:Verify",
+        "stats": "data_tools.stats:Stats",
+    },
+)
+
+__all__ = ["TOOLS"]

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from data_tools.progress import progress
-from data_tools.write import Record, Reject, Row, digest_of, read_row, row_path, write_shard
+from data_tools.write import Record, Reject, Row, digest_of, read_row, write_shard
 from vlp.data.index import index_path
-from vlp.data.schema import MANIFEST, DataError, DatasetManifest, read_manifest, write_atomic, write_manifest
+from vlp.data.schema import MANIFEST, DataError, DatasetManifest, write_atomic, write_manifest
 
 SKIPS = "skips.jsonl"
 
@@ -67,7 +67,7 @@ def write_dataset(
     digest = digest_of({"made_by": made_by, "count": count, "shard_size": shard_size, "name": name})
     out.mkdir(parents=True, exist_ok=True)
     tasks = _plan(out, count, shard_size, digest)
-    _check_folder(out, tasks, digest, overwrite=overwrite)
+    _check_folder(out, digest, overwrite=overwrite)
     mine = [task for number, task in enumerate(tasks) if number % shard_range[1] == shard_range[0]]
     rows = {task.shard: row for task in mine if (row := read_row(task.shard, digest))}
     kept = len(rows)
@@ -88,21 +88,23 @@ def _plan(out: Path, count: int, shard_size: int, digest: str) -> list[_Task]:
     return [_Task(out / f"{i:06d}.tar", s, min(s + shard_size, count), digest) for i, s in enumerate(starts)]
 
 
-def _check_folder(out: Path, tasks: Sequence[_Task], digest: str, *, overwrite: bool) -> None:
+def _check_folder(out: Path, digest: str, *, overwrite: bool) -> None:
     """Refuses a folder with shards of another making; with `overwrite` removes them first."""
-    manifest = read_manifest(out)
-    foreign = manifest is not None and manifest.made_by.get("digest") != digest
-    for file in sorted((out / ".rows").glob("*.json")) if (out / ".rows").is_dir() else []:
-        foreign = foreign or json.loads(file.read_bytes().decode("utf-8", "surrogatepass")).get("digest") != digest
-    planned = {task.shard.name for task in tasks}
-    strangers = [path for path in out.glob("*.tar") if path.name not in planned or not row_path(path).is_file()]
-    unknown = [path for path in strangers if path.name not in planned or manifest is None]
-    if (foreign or any(path.name not in planned for path in unknown)) and not overwrite:
-        raise DataError(f"{out}: holds shards made with other settings; choose another folder, or --overwrite them")
-    if foreign and overwrite:
-        for path in [*out.glob("*.tar"), *out.glob("*.tar.index"), *(out / ".rows").glob("*.json")]:
-            path.unlink()
-        (out / MANIFEST).unlink(missing_ok=True)
+    rows = sorted((out / ".rows").glob("*.json"))
+    ours = (out / ".rows").is_dir() and all(_digest_in(row) == digest for row in rows)
+    if not ours and (rows or any(out.glob("*.tar"))):
+        if not overwrite:
+            raise DataError(f"{out}: holds shards made with other settings; choose another folder, or --overwrite them")
+        for path in [*out.glob("*.tar"), *out.glob("*.tar.index"), *rows, out / MANIFEST, out / SKIPS]:
+            path.unlink(missing_ok=True)
+    (out / ".rows").mkdir(exist_ok=True)
+
+
+def _digest_in(row: Path) -> str | None:
+    try:
+        return str(json.loads(row.read_bytes().decode("utf-8", "surrogatepass"))["digest"])
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _run(maker: Maker, tasks: Sequence[_Task], workers: int) -> Iterator[Row]:

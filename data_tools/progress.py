@@ -38,7 +38,7 @@ def _lines(items: Iterable[T], total: int, label: str) -> Iterator[T]:
     for done, item in enumerate(items, start=1):
         yield item
         now = time.monotonic()
-        if now - said >= QUIET_SECONDS:
+        if now - said >= QUIET_SECONDS and done < total:
             said = now
             left = (now - start) / done * (total - done)
             print(f"{label}: {done} of {total}, about {left:.0f} s left", file=sys.stderr, flush=True)

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import NamedTuple
 
 from vlp.data import index as shard_index
-from vlp.data.schema import DataError, ShardEntry, shard_entry
+from vlp.data.schema import DataError, ShardEntry, shard_entry, write_atomic
 
 _BLOCK = 512
 _RECORD = 20 * _BLOCK
@@ -89,7 +89,9 @@ class ShardWriter:
     def __enter__(self) -> ShardWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is not None:
             self.abort()
         elif self._file is not None:
@@ -151,8 +153,6 @@ def read_row(shard: Path, digest: str) -> Row | None:
 
 def write_shard(shard: Path, items: Iterable[Record | Reject], *, digest: str, start: int, stop: int) -> Row:
     """One shard and its row from the items of its range; every item is written or is a counted skip."""
-    from vlp.data.schema import write_atomic
-
     skips: list[Reject] = []
     fields: set[str] = set()
     with ShardWriter(shard) as writer:

@@ -14,7 +14,7 @@ SCHEMA_VERSION = 1
 class Record(BaseModel):
     """One line of results.jsonl; the first six keys are CLIP_benchmark's, shares lie in 0..1."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     dataset: str
     model: str

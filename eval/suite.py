@@ -1,21 +1,165 @@
 """A suite: benchmarks in a YAML file, one encode pass per data set, one record per benchmark.
 
-What `run_suite(encoder, suite, out=OUT)` leaves behind (readers: `vlp report`, `vlp search`, people):
+What `run_suite(encoder, suite, out=OUT)` leaves behind, for reports, search and people:
 
-    OUT/results.jsonl                         one `eval.record.Record` a line, appended
-    OUT/eval/<dataset>/features.safetensors   image [n, D], text [m, D] (fp32, unit norm; text only where captions were encoded)
-    OUT/eval/<dataset>/items.json             {"schema": 1, "dataset", "data": <the data spec>, "keys": [n], "shards": [n],
-                                               "indices": [n] (position in the source), "captions": [m],
-                                               "caption_image": [m] (row of the picture each caption describes), "labels": [n]|null,
-                                               "names": [C]|null}
-    OUT/eval/<dataset>/retrieval.json         {"schema": 1, "k": 5, "num_images": n, "num_texts": m,
-                                               "text_to_image": [{"caption": row, "text": str, "image": row, "rank": int,
-                                                                  "found": [5 image rows], "scores": [5], "correct": [5 bools]}],
-                                               "image_to_text": [{"image": row, "rank": int, "found": [5 caption rows],
-                                                                  "texts": [5 str], "scores": [5], "correct": [5 bools]}]}
-    OUT/eval/<dataset>/confusion.json         {"schema": 1, "names": [C], "support": [C], "recall": [C],
-                                               "pairs": [{"true": c, "predicted": c, "count": int, "examples": [image rows]}]}
-    OUT/eval/<dataset>/thumbnails/<row>.jpg   every picture row that retrieval.json or confusion.json names
+    OUT/results.jsonl            one `eval.record.Record` a line, appended
+    OUT/eval/<dataset>/          the latest run on that data set:
+      features.safetensors       image [n, D], and text [m, D] where captions were encoded; fp32, unit norm
+      items.json                 schema 1, dataset, data (its spec), and columns:
+                                 keys, shards, indices [n] (where each picture lies in the source),
+                                 captions [m], caption_image [m] (row of the picture that each describes),
+                                 labels [n] (class or null), names [C]; null where there are none
+      retrieval.json             schema 1, k, num_images, num_texts, and examples:
+                                 text_to_image: {caption (row), text, image (row of its picture), rank,
+                                                 found [k image rows], scores [k], correct [k bools]}
+                                 image_to_text: {image (row), rank, found [k caption rows], texts [k], scores, correct}
+      confusion.json             schema 1, names, support, recall [C] (null without samples), and the most frequent
+                                 mistakes, pairs: {true, predicted (classes), count, examples [image rows]}
+      thumbnails/<row>.jpg       every picture row that the two files above name, longest side 160
 
-Rows count kept pictures (bad ones are left out and counted in the record's `skips`). The files describe the latest run.
+Rows count the pictures that could be read; the others are counted by reason in the record's `skips`.
 """
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field, model_validator
+from rich.box import SIMPLE
+from rich.table import Table
+
+from eval import artefacts, record
+from eval.benchmark import BenchmarkPart, Outcome
+from eval.data import open_data
+from eval.record import Record
+from eval.view import View
+from vlp import __version__, config, dist
+from vlp.embed import Encoder
+from vlp.log import console, host_facts
+from vlp.registry import Part, PartOf
+
+if TYPE_CHECKING:
+    BenchmarkField = BenchmarkPart
+else:
+    BenchmarkField = PartOf("eval:BENCHMARKS", BenchmarkPart)
+
+
+class Suite(Part):
+    """Benchmarks by name. Relative paths start at `data`, at the folder of the file, or at the working directory."""
+
+    name: str
+    data: str | None = None  # the folder that holds the data sets: `data=FOLDER` moves a whole suite
+    benchmarks: Annotated[tuple[BenchmarkField, ...], Field(min_length=1)]
+    folder: str = "."  # of the suite's own file; `load_suite` fills it in
+
+    @model_validator(mode="after")
+    def _one_meaning_a_name(self) -> Suite:
+        known: dict[str, Any] = {}
+        for number, part in enumerate(self.benchmarks):
+            if known.setdefault(part.dataset, part.data) != part.data:
+                raise ValueError(f'benchmarks.{number}: dataset "{part.dataset}" stands already for other data')
+        return self
+
+    def folders(self) -> list[Path]:
+        """Where relative paths are looked for, in order."""
+        here = [Path(), Path(self.folder)]
+        roots = [place / self.data for place in here] if self.data else []
+        return list(dict.fromkeys([*roots, *here]))
+
+
+def load_suite(path: str | Path, overrides: Sequence[str] = ()) -> Suite:
+    """The suite in a YAML file with `key=value` overrides; ConfigError with dotted paths for what is wrong in it."""
+    values = config.apply_overrides({"folder": str(Path(path).parent), **config.read_yaml(path)}, overrides)
+    return config.validate(Suite, values, where=str(path))
+
+
+def run_suite(
+    model: Any,
+    suite: Suite,
+    *,
+    out: Path,
+    step: int | None = None,
+    model_name: str = "dual",
+    pretrained: str = "",
+) -> list[Record]:
+    """One record per benchmark, written to `out` and shown; `model` is a dual encoder or an Encoder.
+
+    The data sets are all opened before the first is encoded, so that a missing one costs no time. A picture is encoded
+    once, and the seconds of the first benchmark on a data set include it.
+    """
+    encoder = model if isinstance(model, Encoder) else Encoder(model)
+    folders = suite.folders()
+    opened = {part.dataset: open_data(part.data, folders=folders) for part in suite.benchmarks}
+    provenance = {
+        "model": model_name,
+        "pretrained": pretrained,
+        "weights_hash": encoder.weights_hash,
+        "code_version": f"{__version__}+{host_facts()['commit'][:12]}",
+        "step": step,
+    }
+    records = []
+    for dataset, source in opened.items():
+        view = View(encoder, source, dataset=dataset, folders=folders)
+        parts = [part for part in suite.benchmarks if part.dataset == dataset]
+        outcomes = []
+        for part in parts:
+            began, reads = time.perf_counter(), view.label_reads.total()
+            outcomes.append(part.measure(view))
+            spent = {
+                "seconds": round(time.perf_counter() - began, 3),
+                "test_label_reads": view.label_reads.total() - reads,
+            }
+            records.append(make_record(part, view, outcomes[-1], **spent, **provenance))
+        if dist.is_main():
+            artefacts.write(out / "eval" / dataset, view, parts[0].data, outcomes)
+            for row in records[-len(parts) :]:
+                record.append(row, out / "results.jsonl")
+    if dist.is_main():
+        console.print(as_table(records, title=suite.name))
+    return records
+
+
+def make_record(part: BenchmarkPart, view: View, outcome: Outcome, **provenance: Any) -> Record:
+    """The record of one outcome; `provenance` holds what neither the benchmark nor the data know."""
+    skips = Counter(view.encoded.reasons()) + Counter(outcome.skips)
+    return Record(
+        dataset=part.dataset,
+        task=part.task,
+        language=part.language,
+        metrics=outcome.metrics,
+        n=outcome.n,
+        counts=outcome.counts,
+        ci95={name: (interval.low, interval.high) for name, interval in outcome.ci95.items()},
+        chance=outcome.chance,
+        contains_chance=outcome.contains_chance(),
+        templates_hash=outcome.templates_hash,
+        classes_hash=outcome.classes_hash,
+        data_hash=view.opened.records.fingerprint,
+        skips=dict(skips),
+        artefacts=f"eval/{part.dataset}",
+        **provenance,
+    )
+
+
+def as_table(records: Sequence[Record], *, title: str) -> Table:
+    """Every number with its interval and what chance reaches; a star where the two cannot be told apart."""
+    table = Table(title=title, title_justify="left", box=SIMPLE, caption="* not shown to be better than chance")
+    for heading in ("metric", "value", "95 % interval", "chance"):
+        table.add_column(heading, justify="left" if heading == "metric" else "right", no_wrap=True)
+    for row in records:
+        table.add_section()
+        table.add_row(f"[bold]{row.dataset}[/] n = {row.n}")
+        for name, value in row.metrics.items():
+            interval = row.ci95.get(name)
+            star = "*" if row.contains_chance.get(name) else " "
+            table.add_row(
+                f"  {name}",
+                f"{value:.3g}",
+                f"{interval[0]:.3g} to {interval[1]:.3g}" if interval else "",
+                f"{row.chance[name]:.3g} {star}" if name in row.chance else "",
+            )
+    return table

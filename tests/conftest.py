@@ -24,7 +24,7 @@ from vlp.types import UNLABELLED, Batch, Features
 # A server that has torch loaded and forks from there: a process starts in a tenth of a second, and never inherits
 # the threads of the test process.
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["torch", "torch.distributed", "torch.nn.parallel", "vlp.dist"])
+_PROCESSES.set_forkserver_preload(["torch.distributed", "torch.nn.parallel", "vlp.gradcache", "vlp.losses.infonce"])
 SECONDS = 120.0
 
 

@@ -29,7 +29,7 @@ def test_newest_valid_is_found_and_others_are_named(tmp_path: Path) -> None:
     (tmp_path / "step-00000003" / "manifest.json").unlink()
     found = checkpoint.newest(tmp_path)
     assert found.path == tmp_path / "step-00000002"
-    reasons = dict((path.name, reason) for path, reason in found.rejected)
+    reasons = {path.name: reason for path, reason in found.rejected}
     assert "hash" in reasons["step-00000004"]
     assert "did not finish" in reasons["step-00000003"]
 

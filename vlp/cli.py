@@ -24,7 +24,9 @@ tokenizer_app = typer.Typer(help="Make a tokenizer from the captions of shards."
 app.add_typer(tokenizer_app, name="tokenizer")
 
 Config = Annotated[Path, typer.Argument(help="YAML file of the run, e.g. configs/train/scenes.yaml")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="key=value with dotted keys, e.g. optim.lr=1e-3 losses.0.name=sigmoid")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="key=value with dotted keys, e.g. optim.lr=1e-3 losses.0.name=sigmoid")
+]
 
 
 @app.command()
@@ -77,7 +79,7 @@ def report(run: Annotated[Path, typer.Argument(help="folder of a run, e.g. runs/
 
 @app.command()
 def doctor(config: Config, overrides: Overrides = None) -> None:
-    """Look at a run before it starts: shards, streams, the first batch as a picture, cut captions, speed, memory, disk."""
+    """Look at a run before it starts: shards, streams, first batch as a picture, cut captions, speed, memory, disk."""
     from vlp.doctor import examine
 
     if not examine(_run(config, overrides), console=Console()):

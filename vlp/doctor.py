@@ -37,9 +37,15 @@ def examine(run: Run, *, console: Console, batches: int = 4) -> bool:
     """Print the findings, write RUN/doctor.png; False if one of them says stop."""
     torch.set_num_threads(run.torch_threads())
     objective = Objective(run.losses)
-    dual = run.model.build(needs=objective.needs, heads=objective.heads)
+    dual = run.model.build(needs=objective.needs)
+    dual.heads.update(objective.heads(dual))
     feed = Feed(run.data, tokenizer=dual.tokenizer, preprocess=dual.transform, seed=run.seed)
-    findings = [*_data(run, feed), *_first_batch(run, feed), *_speed(run, feed, dual, objective, batches), *_space(run, dual)]
+    findings = [
+        *_data(run, feed),
+        *_first_batch(run, feed),
+        *_speed(run, feed, dual, objective, batches),
+        *_space(run, dual),
+    ]
     colour = {"ok": "green", "look": "yellow", "stop": "red"}
     grid = Grid("", "what", "finding", title=f"vlp doctor: {run.name}")
     for finding in findings:
@@ -51,14 +57,22 @@ def examine(run: Run, *, console: Console, batches: int = 4) -> bool:
 def _data(run: Run, feed: Feed) -> Iterator[Finding]:
     for name, value in feed.describe().items():
         yield Finding("ok", f"data: {name}", str(value))
-    clock = Clock(feed.batch_size, feed.num_samples)
+    clock = _clock(feed)
     total = clock.steps(run.duration)
     seen = total * feed.batch_size
-    yield Finding("ok", "length", f"{total} steps, {seen} samples, {clock.epoch(total):.2f} epochs of {feed.num_samples}")
+    yield Finding(
+        "ok", "length", f"{total} steps, {seen} samples, {clock.epoch(total):.2f} epochs of {feed.num_samples}"
+    )
     fits = [w for w in range(1, feed.streams + 1) if feed.streams % w == 0]
     yield Finding("ok", "processes", f"{feed.streams} streams: run on {', '.join(map(str, fits))} processes")
     if feed.num_samples < feed.batch_size:
-        yield Finding("look", "epoch", f"one batch is {feed.batch_size / feed.num_samples:.1f} epochs: keys repeat inside it")
+        yield Finding(
+            "look", "epoch", f"one batch is {feed.batch_size / feed.num_samples:.1f} epochs: keys repeat inside it"
+        )
+
+
+def _clock(feed: Feed) -> Clock:
+    return Clock(feed.batch_size, round(feed.steps_per_epoch * feed.batch_size))
 
 
 def _first_batch(run: Run, feed: Feed) -> Iterator[Finding]:
@@ -71,7 +85,8 @@ def _first_batch(run: Run, feed: Feed) -> Iterator[Finding]:
     texts = feed.captions(0)
     lengths = feed.tokenizer.lengths(texts)
     cut = sum(n > feed.tokenizer.context for n in lengths) / max(1, len(lengths))
-    text = f"{100 * cut:.1f}% of captions are longer than {feed.tokenizer.context} tokens (longest {max(lengths, default=0)})"
+    longest, context = max(lengths, default=0), feed.tokenizer.context
+    text = f"{100 * cut:.1f}% of captions are longer than {context} tokens (longest {longest})"
     yield Finding("ok" if cut < 0.05 else "look", "cut captions", text)
     repeats = len(texts) - len(set(texts))
     yield Finding("ok" if not repeats else "look", "equal captions", f"{repeats} in the first batch: false negatives")
@@ -118,17 +133,25 @@ def _speed(run: Run, feed: Feed, dual: nn.Module, objective: Objective, batches:
     model = len(batch) / min(seconds)
     yield Finding("ok", "loader", f"{loader:.0f} samples/s with {run.data.workers} worker(s)")
     yield Finding("ok", "model", f"{model:.0f} samples/s forward and backward on {device}")
-    hours = Clock(feed.batch_size, feed.num_samples).steps(run.duration) * feed.batch_size / min(loader, model) / 3600
-    yield Finding("ok" if loader > model else "look", "expected", f"{hours:.2f} h; the {'model' if loader > model else 'loader'} sets the pace")
+    hours = _clock(feed).steps(run.duration) * feed.batch_size / min(loader, model) / 3600
+    yield Finding(
+        "ok" if loader > model else "look",
+        "expected",
+        f"{hours:.2f} h; the {'model' if loader > model else 'loader'} sets the pace",
+    )
     finite = bool(torch.isfinite(value.total))
-    yield Finding("ok" if finite else "stop", "first loss", ", ".join(f"{k} {float(v):.4f}" for k, v in value.terms.items()))
+    yield Finding(
+        "ok" if finite else "stop", "first loss", ", ".join(f"{k} {float(v):.4f}" for k, v in value.terms.items())
+    )
 
 
 def _space(run: Run, dual: nn.Module) -> Iterator[Finding]:
     count = sum(p.numel() for p in dual.parameters())
     trained = sum(p.numel() for p in dual.parameters() if p.requires_grad)
     state = (4 * count + 12 * trained) / MIB  # fp32 weights; gradient and two Adam moments for what trains
-    yield Finding("ok", "parameters", f"{count / 1e6:.1f} M, {trained / 1e6:.1f} M trained; weights and optimizer {state:.0f} MiB")
+    yield Finding(
+        "ok", "parameters", f"{count / 1e6:.1f} M, {trained / 1e6:.1f} M trained; weights and optimizer {state:.0f} MiB"
+    )
     checkpoint = (4 * count + 8 * trained) / MIB * max(2, run.save.keep + 1)
     run.folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(run.folder).free / MIB
@@ -136,7 +159,9 @@ def _space(run: Run, dual: nn.Module) -> Iterator[Finding]:
     yield Finding("ok" if enough else "stop", "disk", f"{checkpoint:.0f} MiB for checkpoints, {free:.0f} MiB free")
     memory = _memory()
     if memory:
-        yield Finding("ok" if memory > 2 * state else "look", "memory", f"{memory:.0f} MiB free beside {state:.0f} MiB of state")
+        yield Finding(
+            "ok" if memory > 2 * state else "look", "memory", f"{memory:.0f} MiB free beside {state:.0f} MiB of state"
+        )
 
 
 def _memory() -> float:

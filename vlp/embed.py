@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from vlp import dist
 from vlp.feature_cache import FeatureCache
 from vlp.log import console
-from vlp.pictures import Picture, fingerprint, read_picture, where
+from vlp.pictures import Pictures, fingerprint, read_picture, where
 from vlp.progress import progress
 from vlp.types import BadSampleError, Skip
 
@@ -80,7 +80,7 @@ class Encoder:
         """The model's temperature as it is now, inverted: what cosines are multiplied by."""
         return float(self.dual.logit_scale.detach().exp())
 
-    def images(self, pictures: Sequence[Picture]) -> Encoded:
+    def images(self, pictures: Pictures) -> Encoded:
         """Features of records (`vlp.data.open_records`), samples, paths, bytes or PIL images, in their order.
 
         Pictures that cannot be read are left out, counted by reason and listed in `skips`.
@@ -116,7 +116,7 @@ class Encoder:
             self.cache.write(key, features=found.features, kept=found.kept, skips=found.skips)
         return found
 
-    def _encode_images(self, pictures: Sequence[Picture]) -> Encoded:
+    def _encode_images(self, pictures: Pictures) -> Encoded:
         mine = range(dist.rank(), len(pictures), dist.world())
         loader: DataLoader[Any] = DataLoader(
             _Decoded(pictures, self.dual.transform),
@@ -160,7 +160,11 @@ class Encoder:
         return features[[unique[text] for text in texts]]
 
     def _finish(self, features: Tensor) -> Tensor:
-        return normalize(features.float(), dim=-1).cpu()
+        found = normalize(features.float(), dim=-1).cpu()
+        if not found.isfinite().all():
+            remedy = "the weights hold such values" if self.precision == "fp32" else 'try precision="fp32"'
+            raise ValueError(f"the model made features that are not finite numbers, in {self.precision}: {remedy}")
+        return found
 
     @contextmanager
     def _running(self) -> Iterator[None]:
@@ -190,7 +194,7 @@ class _Pixels(NamedTuple):
 class _Decoded(Dataset[Any]):
     """Position -> pixels or the reason why there are none; runs in the loader's workers."""
 
-    def __init__(self, pictures: Sequence[Picture], transform: Callable[[Any], Tensor]) -> None:
+    def __init__(self, pictures: Pictures, transform: Callable[[Any], Tensor]) -> None:
         self.pictures, self.transform = pictures, transform
 
     def __getitem__(self, index: int) -> tuple[int, Tensor | Skip]:

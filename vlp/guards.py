@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from vlp import dist
@@ -34,3 +37,17 @@ def refuse_bad_data(ledger: SkipLedger, *, limit: float, folder: Path) -> None:
             f"{ledger.total} of {ledger.seen} samples could not be used ({ledger.summary()}), more than "
             f"data.max_bad_fraction={limit}; see {folder / 'skips.jsonl'}, then `vlp data verify` the shards"
         )
+
+
+@contextmanager
+def leave_no_trace(dual: nn.Module) -> Iterator[None]:
+    """Around passes that are thrown away: buffers are put back; the caller drops gradients and steps nothing.
+
+    With 3 or more ranks DDP reduces in another order until its first pass is over. Every start of a run, first or
+    resumed, has such passes first, or a resumed run would differ from the straight one in the last bit.
+    """
+    kept = [buffer.clone() for buffer in dual.buffers()]
+    yield
+    with torch.no_grad():
+        for buffer, value in zip(dual.buffers(), kept, strict=True):
+            buffer.copy_(value)

@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -94,8 +94,8 @@ class Meter:
     """Wall seconds by stage, and the share of them between two reports."""
 
     def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
-        self._since: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self._since: defaultdict[str, float] = defaultdict(float)
         self._mark = time.perf_counter()
 
     @contextmanager
@@ -112,7 +112,7 @@ class Meter:
         """Seconds since the last lap, and seconds by stage in it."""
         now = time.perf_counter()
         wall, stages = now - self._mark, dict(self._since)
-        self._mark, self._since = now, Counter()
+        self._mark, self._since = now, defaultdict(float)
         return wall, stages
 
 
@@ -183,7 +183,16 @@ def host_facts() -> dict[str, Any]:
 
     import torch
 
-    packages = ("torch", "torchvision", "open_clip_torch", "transformers", "webdataset", "accelerate", "datasets", "vlp")
+    packages = (
+        "torch",
+        "torchvision",
+        "open_clip_torch",
+        "transformers",
+        "webdataset",
+        "accelerate",
+        "datasets",
+        "vlp",
+    )
     versions = {}
     for package in packages:
         try:
@@ -216,10 +225,9 @@ def _commit() -> str:
 
 
 def _bar() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
-        TimeRemainingColumn(), console=console,
-    )  # fmt: skip
+    note = TextColumn("{task.fields[note]}")
+    what = TextColumn("{task.description}")
+    return Progress(what, BarColumn(bar_width=24), MofNCompleteColumn(), note, TimeRemainingColumn(), console=console)
 
 
 def _clock(seconds: float) -> str:

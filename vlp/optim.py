@@ -157,7 +157,7 @@ class Optim(Part):
     def _scale(self, name: str, depth: dict[str, int]) -> float:
         tower = name.partition(".")[0]
         factor = {"visual": self.image_lr, "text": self.text_lr}.get(tower, 1.0)
-        return factor * self.layer_decay ** depth.get(name, 0)
+        return float(factor * self.layer_decay ** depth.get(name, 0))
 
 
 def _depths(dual: nn.Module) -> dict[str, int]:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vlp.data.stages import image_bytes
 from vlp.types import Sample
@@ -17,8 +16,15 @@ if TYPE_CHECKING:
 Picture = Any  # Sample | str | Path | bytes | PIL.Image.Image: PIL has no types that mypy could follow
 
 
+class Pictures(Protocol):
+    """Any finite sequence of pictures: a list of them, or the records of a source."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
 def read_picture(picture: Picture) -> bytes | Image:
-    """What a transform takes: the bytes of the picture, or the PIL image itself; BadSampleError if a sample has none."""
+    """What a transform takes: the bytes of a picture, or the PIL image itself; BadSampleError if there is none."""
     if isinstance(picture, Sample):
         return image_bytes(picture)
     if isinstance(picture, str | PathLike):
@@ -36,13 +42,13 @@ def where(picture: Picture, index: int) -> tuple[str, str]:
     return (str(picture), Path(picture).stem) if isinstance(picture, str | PathLike) else ("", str(index))
 
 
-def fingerprint(pictures: Sequence[Picture]) -> str | None:
+def fingerprint(pictures: Pictures) -> str | None:
     """What identifies the pictures for a cache: the source's own word or a hash of the content; None for PIL."""
     known = getattr(pictures, "fingerprint", None)
     if known is not None:
         return str(known)
     digest = hashlib.sha256()
-    for picture in pictures:
+    for picture in (pictures[index] for index in range(len(pictures))):
         if not isinstance(picture, Sample | str | PathLike | bytes):
             return None
         content = read_picture(picture)

@@ -1,4 +1,4 @@
-"""Leaving on request: SIGTERM or SIGUSR1 ends the run after the step it is in, with a checkpoint, to be started again."""
+"""Leaving on request: SIGTERM or SIGUSR1 ends the run after its step, with a checkpoint, to be started again."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 REQUEUE = 75  # exit code (EX_TEMPFAIL) of a run that saved and left because it was told to
 
 
-class Requeue(SystemExit):  # noqa: N818  (it ends the process, it is no error)
+class Requeue(SystemExit):
     """Raised after the checkpoint is written when the process was asked to leave."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The root of a training configuration: everything a run is, in one checked value that is written beside its results."""
+"""The root of a training configuration: all that a run is, in one checked value, written beside its results."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pydantic import Field, model_validator
 from vlp.data import Data
 from vlp.duration import Duration, Span
 from vlp.losses.loss import Loss
-from vlp.models import Model
+from vlp.models.model import Model
 from vlp.optim import Cosine, Optim, Schedule
-from vlp.registry import Part, PartOf
+from vlp.registry import Named, Part
 
-LossPart = PartOf("vlp.losses:LOSSES", Loss)
-SchedulePart = PartOf("vlp.optim:SCHEDULES", Schedule)
-CompanionPart = PartOf("vlp.models:COMPANIONS")
+LossPart = Annotated[Loss, Named("vlp.losses:LOSSES")]
+SchedulePart = Annotated[Schedule, Named("vlp.optim:SCHEDULES")]
+CompanionPart = Annotated[Any, Named("vlp.models:COMPANIONS")]
 
 
 class Save(Part):

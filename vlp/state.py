@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
 from vlp import checkpoint, config
 from vlp.log import flatten, host_facts
 from vlp.models import pretrained
+from vlp.models.dual import Dual
 from vlp.run import Run
+from vlp.types import Skip
 
 # Settings that say how a run is watched or where it computes, not what it computes: free to differ on resume.
 FREE = (
@@ -29,7 +30,13 @@ class Progress(NamedTuple):
 
     step: int = 0
     seconds: float = 0.0
-    skips: Mapping[str, int] = {}
+    skips: Mapping[str, int] = {}  # counts by reason
+    known: Sequence[Sequence[str]] = ()  # samples found bad in this epoch, fields of Skip: they stay skipped in it
+
+
+def known_skips(path: Path | None) -> list[Skip]:
+    """The samples that a checkpoint knows to be bad; none without a checkpoint."""
+    return [Skip(*fields) for fields in checkpoint.read_json(path / "state.json")["known"]] if path else []
 
 
 class State:
@@ -39,7 +46,7 @@ class State:
         self,
         run: Run,
         *,
-        dual: nn.Module,
+        dual: Dual,
         optimizer: torch.optim.Optimizer,
         companions: Mapping[str, Any],
         scaler: Any,
@@ -77,19 +84,23 @@ class State:
         """Put a checkpoint back in place; CheckpointError naming every setting or shard set that differs."""
         saved = checkpoint.read_json(path / "state.json")
         self._refuse_change(path, saved)
-        pretrained.load_into(self.dual, path / "model")
+        pretrained.load_weights(self.dual, path / "model")
         checkpoint.load_optimizer(self.optimizer, checkpoint.load_tensors(path / "optimizer.safetensors"))
         for name, companion in self.companions.items():
             file = path / f"companion.{name}.safetensors"
             if not file.is_file():
-                raise checkpoint.CheckpointError(f"{path} has no state for companion {name}; it was not part of the run")
+                raise checkpoint.CheckpointError(
+                    f"{path} has no state for companion {name}; it was not part of the run"
+                )
             companion.load_state_dict(checkpoint.load_tensors(file))
         if self.scaler is not None and saved.get("scaler"):
             self.scaler.load_state_dict(saved["scaler"])
-        return Progress(int(saved["step"]), float(saved["seconds"]), saved["skips"])
+        return Progress(int(saved["step"]), float(saved["seconds"]), saved["skips"], saved["known"])
 
     def _refuse_change(self, path: Path, saved: Mapping[str, Any]) -> None:
-        lines = differences(config.read_yaml(path / "config.yaml"), self.run.model_dump(mode="json"), self.run.allow_change)
+        lines = differences(
+            config.read_yaml(path / "config.yaml"), self.run.model_dump(mode="json"), self.run.allow_change
+        )
         for key, value in self.facts.items():
             if saved.get(key) != value and key not in self.run.allow_change:
                 lines.append(f"{key}: {saved.get(key)} in the checkpoint, {value} now")

@@ -13,16 +13,16 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 
-from vlp import checkpoint, config, dist, gradcache
+from vlp import checkpoint, config, dist, gradcache, state
 from vlp.data import Feed
 from vlp.duration import Clock, Duration
-from vlp.guards import refuse_bad_data, refuse_batch_statistics
-from vlp.log import Meter, Reporter, SkipLedger, host_facts
+from vlp.guards import leave_no_trace, refuse_bad_data, refuse_batch_statistics
+from vlp.log import Meter, Reporter, SkipLedger, console, host_facts
 from vlp.losses.objective import Objective
 from vlp.optim import set_rate
 from vlp.requeue import Requeue, Signals
 from vlp.run import Run
-from vlp.state import Lock, Progress, State
+from vlp.state import Lock, Progress
 from vlp.types import Batch
 
 
@@ -52,15 +52,21 @@ class Trainer:
         )
         if run.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("device: cuda was asked for, but torch sees no CUDA device; use device=auto or device=cpu")
-        dist.expect(run.expect_world)
+        if run.expect_world is not None:
+            dist.expect(run.expect_world)
         torch.set_num_threads(run.torch_threads(dist.world()))
         self._build()
 
     def _build(self) -> None:
         run = self.run
+        self.found = (
+            checkpoint.newest(run.folder / "checkpoints") if run.resume == "auto" else checkpoint.Found(None, [])
+        )
+        self._known = state.known_skips(self.found.path)
         torch.manual_seed(run.seed)  # the weights at the start are a function of the seed alone
         self.objective = Objective(run.losses)
-        self.dual = run.model.build(needs=self.objective.needs, heads=self.objective.heads)
+        self.dual = run.model.build(needs=self.objective.needs)
+        self.dual.heads.update(self.objective.heads(self.dual))
         self.feed = Feed(
             run.data,
             tokenizer=self.dual.tokenizer,
@@ -68,8 +74,9 @@ class Trainer:
             seed=run.seed,
             rank=dist.rank(),
             world=dist.world(),
+            known=self._known,
         )
-        clock = Clock(self.feed.batch_size, self.feed.num_samples)
+        clock = Clock(self.feed.batch_size, round(self.feed.steps_per_epoch * self.feed.batch_size))
         self.clock = clock._replace(total=clock.steps(run.duration))
         self.rate = run.schedule.bind(self.clock)
         self.companions = {type(part).__name__.lower(): part.build(self.dual) for part in run.companions}
@@ -82,7 +89,7 @@ class Trainer:
         refuse_batch_statistics(self.dual, micro_batch=run.micro_batch, device=self.accelerator.device.type)
         self.parameters = [p for p in self.dual.parameters() if p.requires_grad]
         facts = {"batch_size": self.feed.batch_size, "streams": self.feed.streams, "fingerprint": self.feed.fingerprint}
-        self.state = State(
+        self.state = state.State(
             run,
             dual=self.dual,
             optimizer=self.optimizer.optimizer,
@@ -132,7 +139,7 @@ class Trainer:
 
     def _loop(self, progress: Progress, total: int, stop: list[str]) -> Progress:
         self._settle(progress.step)
-        self._bad_steps, self._unreported = 0, 0
+        self._bad_steps, self._unreported, self._epoch = 0, 0, int(self.clock.epoch(progress.step))
         self._skips: list[Any] = []
         batches = self.feed.batches(progress.step, total)
         saved = progress.step if progress.step else -1
@@ -142,16 +149,18 @@ class Trainer:
             with self.meter.time("step"):
                 record = self._step(step, batch)
             done = step + 1
-            progress = Progress(done, time.perf_counter() - self._began, dict(self.ledger.counts))
-            if self._due(self.run.log.every, done):
-                self._log(done, record)
-                progress = progress._replace(skips=dict(self.ledger.counts))
             leave = dist.agree(bool(stop))
-            if leave or self._due(self.run.save.every, done):
+            save = leave or self._due(self.run.save.every, done)
+            if save or self._due(self.run.log.every, done):
+                self._log(done, record)
+            progress = self._progress(done)
+            if save:
                 self._save(progress)
                 saved = done
             if leave:
-                self.report.say(f"told to leave by {stop[0] if stop else 'another rank'}: saved step {done}; requeue me")
+                self.report.say(
+                    f"told to leave by {stop[0] if stop else 'another rank'}: saved step {done}; requeue me"
+                )
                 raise Requeue
             self._evaluate(done)
         if saved != progress.step:
@@ -164,9 +173,7 @@ class Trainer:
         self._unreported += len(batch)
         rate = self.run.optim.lr * self.rate(step)
         set_rate(self.optimizer.optimizer, rate)
-        batch = batch.to(self.accelerator.device)
-        for companion in self.companions.values():
-            batch = companion.before_step(batch, self.dual)
+        batch = self._prepared(batch)
         value = self._backward(step, batch)
         limit = self.run.clip_norm if self.run.clip_norm is not None else float("inf")
         norm = self.accelerator.clip_grad_norm_(self.parameters, limit)
@@ -208,36 +215,32 @@ class Trainer:
         text = f"step {step}: not finite (grad norm {float(record['grad_norm']):.4g}; {terms}); update left out"
         self.report.say(text)
         if self._bad_steps > self.run.max_nonfinite:
-            raise NonFiniteError(f"{text}, {self._bad_steps} in a row; lower optim.lr or look at the samples: {keys[:2000]}")
+            raise NonFiniteError(
+                f"{text}, {self._bad_steps} in a row; lower optim.lr or look at the samples: {keys[:2000]}"
+            )
         return False
 
     def _resume(self) -> Progress:
-        if self.run.resume == "never":
-            return Progress()
-        found = checkpoint.newest(self.state.root)
-        for path, reason in found.rejected:
+        for path, reason in self.found.rejected:
             if dist.is_main():
-                print(f"passed over {path}: {reason}", flush=True)
-        return self.state.load(found.path) if found.path else Progress()
+                console.print(f"passed over {path}: {reason}", highlight=False)
+        return self.state.load(self.found.path) if self.found.path else Progress()
 
     def _settle(self, step: int) -> None:
-        """One throw-away pass: with 3 or more ranks DDP reduces in another order until its first pass is over.
+        """The throw-away pass of `guards.leave_no_trace`, on the batch that comes first."""
+        if dist.world() > 1:
+            batch = self._prepared(self.feed.batch(step))
+            with leave_no_trace(self.dual):
+                for _ in range(2):
+                    self._backward(step, batch)
+                    self.optimizer.zero_grad(set_to_none=True)
 
-        Without it a resumed run differs from the straight one in the last bit. It leaves no trace: buffers are put
-        back, gradients dropped, and neither optimizer nor companions are touched.
-        """
-        if dist.world() == 1:
-            return
-        buffers = [buffer.clone() for buffer in self.dual.buffers()]
-        batch = self.feed.batch(step).to(self.accelerator.device)
+    def _prepared(self, batch: Batch) -> Batch:
+        """The batch on the device, with what the companions add to it."""
+        batch = batch.to(self.accelerator.device)
         for companion in self.companions.values():
             batch = companion.before_step(batch, self.dual)
-        for _ in range(2):
-            self._backward(step, batch)
-            self.optimizer.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            for buffer, kept in zip(self.dual.buffers(), buffers, strict=True):
-                buffer.copy_(kept)
+        return batch
 
     def _reseed(self, step: int, micro: int) -> None:
         """Dropout and patch dropout are a function of (seed, step, rank, micro-batch)."""
@@ -255,6 +258,9 @@ class Trainer:
         samples = self._unreported * dist.world()
         skips = [skip for rank in dist.gather_object(self._skips) for skip in rank]
         self.ledger.add(skips, step=done, samples=samples)
+        if int(self.clock.epoch(done)) != self._epoch:  # in a new epoch a sample gets a new chance
+            self._epoch, self._known = int(self.clock.epoch(done)), []
+        self._known = [*self._known, *skips]
         self._skips, self._unreported = [], 0
         self.report.step(
             {
@@ -274,6 +280,10 @@ class Trainer:
             }
         )
         refuse_bad_data(self.ledger, limit=self.run.data.max_bad_fraction, folder=self.run.folder)
+
+    def _progress(self, done: int) -> Progress:
+        seconds = time.perf_counter() - self._began
+        return Progress(done, seconds, dict(self.ledger.counts), [list(skip) for skip in self._known])
 
     def _save(self, progress: Progress) -> None:
         failure = ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from itertools import pairwise
 from typing import NamedTuple
 
 from data_tools.scenes import vocabulary
@@ -128,7 +129,7 @@ def _detailed(scene: Scene, order: list[Thing], rng: random.Random) -> str:
     """Two sentences: what there is, then how it lies."""
     style, ground = pick(rng, STYLE_WORDS[scene.style]), pick(rng, GROUND_WORDS[scene.background])
     first = sentence(f"{style} of {_list([_a(t, rng) for t in order])}, {ground}")
-    facts = [f"the {_short(a)} is {_relate(a, b, rng)} the {_short(b)}" for a, b in zip(order, order[1:])]
+    facts = [f"the {_short(a)} is {_relate(a, b, rng)} the {_short(b)}" for a, b in pairwise(order)]
     facts = facts or [f"the {_short(order[0])} is {_where(order[0], rng) or _surface(order[0])}"]
     return f"{first} {sentence(_list(facts))}"
 
@@ -140,10 +141,12 @@ def _paragraph(scene: Scene, order: list[Thing], rng: random.Random) -> str:
     lines = [rng.choice((f"this is {style} with {number} {ground}", f"{style} shows {number} {ground}"))]
     for thing in order:
         spot = _where(thing, rng)
-        lines.append(rng.choice(("there is {0} {1}", "{0} can be seen {1}", "we see {0} {1}")).format(_a(thing, rng), spot))
+        lines.append(
+            rng.choice(("there is {0} {1}", "{0} can be seen {1}", "we see {0} {1}")).format(_a(thing, rng), spot)
+        )
         if thing.texture != "solid":
             lines.append(f"the {_short(thing)} is {_surface(thing)}")
-    for a, b in zip(order, order[1:]):
+    for a, b in pairwise(order):
         lines.append(f"the {_short(a)} lies {_relate(a, b, rng)} the {_short(b)}")
         if a.size != b.size:
             bigger, smaller = (a, b) if a.radius > b.radius else (b, a)

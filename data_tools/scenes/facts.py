@@ -186,6 +186,8 @@ def _scattered(
         else:
             return ()
         taken = [thing.name for thing in things]
+        for near in (o for o in things if math.hypot(x - o.x, y - o.y) < 1.15 * (radius + o.radius)):
+            taken += _same_color(near)  # touching things of one colour would look like one
         things = [*things, _thing(rng, size, radius, x, y, background, style, taken=taken)]
     return tuple(things)
 

@@ -18,7 +18,7 @@ OVER = 3  # supersampling
 
 
 class Drawn(NamedTuple):
-    """A picture, which thing each pixel shows (0: background, i + 1: things[i]), and per thing its box and visibility."""
+    """A picture; which thing each pixel shows (0: background, i + 1: things[i]); per thing its box and visibility."""
 
     image: Image.Image  # RGB, size x size
     mask: np.ndarray  # uint8 [size, size]
@@ -64,7 +64,9 @@ def _draw_thing(canvas: Image.Image, thing: Thing, scene: Scene, style: Style, r
     return whole
 
 
-def _place(points: tuple[words.Point, ...], *, thing: Thing, side: int, wobble: float, rng: random.Random) -> list[float]:
+def _place(
+    points: tuple[words.Point, ...], *, thing: Thing, side: int, wobble: float, rng: random.Random
+) -> list[float]:
     """Flat pixel coordinates of unit-square points, turned, scaled, moved, and shaken by `wobble` radii."""
     cos, sin = math.cos(thing.turn) * thing.radius * side, math.sin(thing.turn) * thing.radius * side
     flat: list[float] = []
@@ -122,7 +124,9 @@ def _edge_color(thing: Thing, scene: Scene, style: Style, ink: words.Color) -> w
     return ink if style.lined else None
 
 
-def _stroke(canvas: Image.Image, stencil: Image.Image, corner: tuple[int, int], color: words.Color, *, width: int) -> None:
+def _stroke(
+    canvas: Image.Image, stencil: Image.Image, corner: tuple[int, int], color: words.Color, *, width: int
+) -> None:
     """A line just inside the shape's border, so that masks stay true."""
     solid = np.asarray(stencil) > 127
     inner = solid.copy()

@@ -53,7 +53,9 @@ class Crayon(Style):
     def cover(self, stencil: Image.Image, rng: random.Random) -> Image.Image:
         x, y = rng.randrange(_GRAIN // 2), rng.randrange(_GRAIN // 2)
         width = stencil.width
-        grain = np.tile(_strokes(), (1 + (width + y) // _GRAIN, 1 + (width + x) // _GRAIN))[y : y + width, x : x + width]
+        grain = np.tile(_strokes(), (1 + (width + y) // _GRAIN, 1 + (width + x) // _GRAIN))[
+            y : y + width, x : x + width
+        ]
         return Image.fromarray((np.asarray(stencil, np.uint16) * grain // 255).astype(np.uint8))
 
 
@@ -150,7 +152,8 @@ def _strokes() -> np.ndarray:
 def _sphere(width: int) -> np.ndarray:
     """Light from the upper left, float32 [width, width, 1]."""
     y, x = (np.mgrid[:width, :width].astype(np.float32) / width - 0.5) * 2
-    return np.clip(1.15 - 0.45 * np.hypot(x + 0.3, y + 0.3), 0.62, 1.2)[..., None]
+    light: np.ndarray = np.clip(1.15 - 0.45 * np.hypot(x + 0.3, y + 0.3), 0.62, 1.2)[..., None]
+    return light
 
 
 @functools.lru_cache(maxsize=4)
@@ -163,4 +166,5 @@ def _light(size: int) -> list[np.ndarray]:
 
 @functools.lru_cache(maxsize=4)
 def _paper(size: int) -> np.ndarray:
-    return np.random.Generator(np.random.PCG64(11)).normal(0, 5, (size, size)).astype(np.float32)
+    paper: np.ndarray = np.random.Generator(np.random.PCG64(11)).normal(0, 5, (size, size)).astype(np.float32)
+    return paper

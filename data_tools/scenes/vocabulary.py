@@ -24,7 +24,9 @@ class Background(NamedTuple):
     layout: str  # plain | gradient | horizon | grid | checks
 
 
-def _circle(radius: float, x: float = 0.0, y: float = 0.0, *, start: float = 0.0, turn: float = 1.0) -> tuple[Point, ...]:
+def _circle(
+    radius: float, x: float = 0.0, y: float = 0.0, *, start: float = 0.0, turn: float = 1.0
+) -> tuple[Point, ...]:
     count = max(8, round(40 * turn))
     angles = [2 * math.pi * (start + turn * i / count) for i in range(count + (turn < 1))]
     return tuple((x + radius * math.cos(a), y + radius * math.sin(a)) for a in angles)
@@ -73,10 +75,10 @@ SHAPES: dict[str, Outline] = {
         )
     ),
     "crescent": Outline((_circle(1.0),), (_circle(0.82, 0.52, -0.12),)),
-    "arrow": Outline(
-        (((-1.0, -0.3), (0.05, -0.3), (0.05, -0.9), (1.05, 0.0), (0.05, 0.9), (0.05, 0.3), (-1.0, 0.3)),)
+    "arrow": Outline((((-1.0, -0.3), (0.05, -0.3), (0.05, -0.9), (1.05, 0.0), (0.05, 0.9), (0.05, 0.3), (-1.0, 0.3)),)),
+    "bolt": Outline(
+        (((0.25, -1.1), (-0.7, 0.15), (-0.08, 0.15), (-0.3, 1.1), (0.7, -0.25), (0.1, -0.25), (0.55, -1.1)),)
     ),
-    "bolt": Outline((((0.25, -1.1), (-0.7, 0.15), (-0.08, 0.15), (-0.3, 1.1), (0.7, -0.25), (0.1, -0.25), (0.55, -1.1)),)),
     "drop": Outline((_drop(),)),
     "flower": Outline((*_PETALS, _circle(0.45))),
     "semicircle": Outline((_circle(1.0, 0.0, 0.45, start=0.5, turn=0.5),)),
@@ -124,7 +126,7 @@ STYLES = ("flat", "outline", "crayon", "photo", "pixel", "pastel", "night")
 
 
 def distance(a: Color, b: Color) -> float:
-    """Weighted RGB distance ("redmean"), about 0 to 765: near enough to what eyes tell apart for twelve clean colours."""
+    """Weighted RGB distance ("redmean"), 0 to about 765: near enough to what eyes tell apart for clean colours."""
     mean = (a[0] + b[0]) / 2
     dr, dg, db = a[0] - b[0], a[1] - b[1], a[2] - b[2]
     return math.sqrt((2 + mean / 256) * dr * dr + 4 * dg * dg + (2 + (255 - mean) / 256) * db * db)

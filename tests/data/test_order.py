@@ -33,7 +33,9 @@ def naive_line(order: SourceOrder, epoch: int) -> list[int]:
 
 
 @settings(max_examples=60, deadline=None)
-@given(sizes=SIZES, batch=st.integers(1, 200), window=st.integers(1, 5), epoch=st.integers(0, 3), seed=st.integers(0, 9))
+@given(
+    sizes=SIZES, batch=st.integers(1, 200), window=st.integers(1, 5), epoch=st.integers(0, 3), seed=st.integers(0, 9)
+)
 def test_every_sample_exactly_once_an_epoch(sizes: list[int], batch: int, window: int, epoch: int, seed: int) -> None:
     order = SourceOrder(sizes, streams=num_streams(batch), window=window, seed=seed)
     streams = served(order, epoch)

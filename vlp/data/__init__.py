@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from vlp.registry import Table, locate
 
 if TYPE_CHECKING:
-    from vlp.data.feed import Data, Feed
+    from vlp.data.feed import Feed
+    from vlp.data.settings import Data
     from vlp.data.sources import open_records
 
 SOURCES = Table(
@@ -23,7 +24,11 @@ SOURCES = Table(
 
 __all__ = ["SOURCES", "Data", "Feed", "open_records"]
 
-_HOMES = {"Data": "vlp.data.feed:Data", "Feed": "vlp.data.feed:Feed", "open_records": "vlp.data.sources:open_records"}
+_HOMES = {
+    "Data": "vlp.data.settings:Data",
+    "Feed": "vlp.data.feed:Feed",
+    "open_records": "vlp.data.sources:open_records",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -84,6 +84,18 @@ def check_size(width: int, height: int, limits: Limits) -> None:
         raise BadSampleError("extreme_aspect", f"{size}, limits.max_aspect is {limits.max_aspect:g}")
 
 
+def decode_shrunk(data: bytes, factor: int) -> Image.Image:
+    """An RGB picture of 1/factor (2, 4, 8) of each side, scaled inside the JPEG decoder; sides are rounded up."""
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+            wanted = tuple(-(-side // factor) for side in image.size)
+            image.draft("RGB", (image.width // factor, image.height // factor))
+            assert image.size == wanted, (image.size, wanted)
+            return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError) as error:
+        raise _fault(data, error) from error
+
+
 def from_pil(image: Image.Image) -> Tensor:
     """uint8 [3, h, w] of a Pillow image of any mode."""
     if image.mode.startswith("I"):  # 16-bit gray; convert("RGB") would clip all above 255 to white

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from vlp.data.tarwalk import Member
 
 KeySplit = Literal["first-dot", "last-dot"]
 
 
-class Note(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Note:
     """A reason, how often it was met, and the first example of it."""
 
     reason: str

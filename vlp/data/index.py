@@ -6,13 +6,14 @@ built again. It holds no time and no path, so making it twice gives the same byt
 
 from __future__ import annotations
 
+import builtins
 import hashlib
 import json
 import os
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -47,7 +48,7 @@ class ShardIndex:
     offset: npt.NDArray[np.uint64]  # [m]
     size: npt.NDArray[np.uint64]  # [m]
     key_ends: npt.NDArray[np.uint32]  # [n]
-    key_bytes: bytes
+    key_bytes: builtins.bytes
     notes: tuple[Note, ...] = ()  # what was left out or looks wrong, by reason
     damage: Damage | None = None  # set: the samples are those before the damage
 
@@ -222,7 +223,7 @@ def _dump(index: ShardIndex) -> bytes:
         "members": len(index.offset),
         "key_split": index.key_split,
         "extensions": index.extensions,
-        "notes": index.notes,
+        "notes": [astuple(note) for note in index.notes],
         "damage": index.damage,
         "crc32": zlib.crc32(body),
     }

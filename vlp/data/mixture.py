@@ -67,10 +67,12 @@ def share_out(weights: Sequence[float], units: int) -> Indices:
     if len(shares) == 0 or not np.all(np.isfinite(shares)) or np.any(shares <= 0):
         raise ValueError(f"weights of a mixture must be above 0, not {list(weights)}; leave a source out to not use it")
     exact = shares / shares.sum() * units
-    counts = np.floor(exact).astype(np.int64)
+    counts: Indices = np.floor(exact).astype(np.int64)
     order = np.argsort(-(exact - counts), kind="stable")
     counts[order[: units - int(counts.sum())]] += 1
     if np.any(counts == 0):
-        low = [float(weights[i]) for i in np.flatnonzero(counts == 0)]
-        raise ValueError(f"weights {low} are too small to get one of {units} places of a block: raise data.mixture_block")
+        low = shares[counts == 0].tolist()
+        raise ValueError(
+            f"weights {low} are too small to get one of {units} places of a block: raise data.mixture_block"
+        )
     return counts

@@ -21,13 +21,13 @@ Indices = npt.NDArray[np.int64]
 EMPTY = -1
 MAX_STREAMS = 64
 _SHARDS, _WINDOW = 1, 2  # first key of a generator: what its numbers are for
-_CACHED_WINDOWS = 256
+_CACHED_WINDOWS = 128
 
 
 def keyed_rng(seed: int, *keys: int) -> np.random.Generator:
     """A generator whose numbers are a pure function of its keys: Philox, keyed by a hash of them."""
     packed = struct.pack(f"<{len(keys) + 1}q", seed, *keys)
-    key = int.from_bytes(hashlib.blake2b(packed, digest_size=16).digest(), "little")
+    key = np.frombuffer(hashlib.blake2b(packed, digest_size=16).digest(), "<u8")
     return np.random.Generator(np.random.Philox(key=key))
 
 
@@ -51,13 +51,15 @@ class Spot(NamedTuple):
     """Where an ordinal of a stream falls: the source's epoch, and the sample, EMPTY at the end of a short stream."""
 
     epoch: int
-    index: int
+    sample: int
 
 
 class SourceOrder:
     """The order of one source of shards with `sizes` samples, dealt to `streams` streams; positions in O(1)."""
 
-    def __init__(self, sizes: Sequence[int] | Indices, *, streams: int, window: int, seed: int, source: int = 0) -> None:
+    def __init__(
+        self, sizes: Sequence[int] | Indices, *, streams: int, window: int, seed: int, source: int = 0
+    ) -> None:
         self.sizes = np.asarray(sizes, dtype=np.int64)
         self.streams, self.window, self.seed, self.source = streams, window, seed, source
         self.num_samples = int(self.sizes.sum())

@@ -12,16 +12,27 @@ from vlp.types import BadSampleError
 
 _MAX_OPEN = 64
 _GAP = 4096  # bytes between two members that are read along rather than seeked over
+_generation = 0  # of forks: cheaper to compare than the process id
+
+
+def _forked() -> None:
+    global _generation
+    _generation += 1
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 class MemberReader:
     """Reads members of tars. Safe to fork and to pickle: file handles are opened anew in every process."""
 
     def __init__(self) -> None:
-        self._pid = os.getpid()
+        self._generation = _generation
         self._files: OrderedDict[str, int] = OrderedDict()
 
-    def read(self, path: str | Path, places: Mapping[str, Place], only: Collection[str] | None = None) -> dict[str, bytes]:
+    def read(
+        self, path: str | Path, places: Mapping[str, Place], only: Collection[str] | None = None
+    ) -> dict[str, bytes]:
         """Extension -> bytes of the members at `places`; BadSampleError "unreadable" if the file is shorter or gone."""
         wanted = {name: place for name, place in places.items() if only is None or name in only}
         if not wanted:
@@ -39,14 +50,14 @@ class MemberReader:
 
     def close(self) -> None:
         """Closes this process's handles."""
-        if self._pid == os.getpid():
+        if self._generation == _generation:
             for handle in self._files.values():
                 os.close(handle)
         self._files.clear()
 
     def _open(self, path: str) -> int:
-        if self._pid != os.getpid():  # forked: the parent's handles stay the parent's
-            self._pid, self._files = os.getpid(), OrderedDict()
+        if self._generation != _generation:  # forked: the parent's handles stay the parent's
+            self._generation, self._files = _generation, OrderedDict()
         if path in self._files:
             self._files.move_to_end(path)
             return self._files[path]

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,7 +35,7 @@ class ShardCache(Part):
                     _fetch(url, target, size, sha256)
                     self._evict(target)
         with contextlib.suppress(OSError):  # evicted by another process a moment ago: the reader will say so
-            os.utime(target, (os.stat(target).st_atime + 1, os.stat(target).st_mtime))
+            os.utime(target, (time.time(), target.stat().st_mtime))
         return target
 
     def manifest(self, folder: str) -> DatasetManifest | None:

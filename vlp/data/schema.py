@@ -37,7 +37,7 @@ class DatasetManifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
-    schema_: Literal[1] = Field(default=SCHEMA, alias="schema")
+    schema_: Literal[1] = Field(default=1, alias="schema")
     name: str
     shards: tuple[ShardEntry, ...]
     fields: tuple[str, ...] = ()  # names of json fields and member extensions that samples have
@@ -65,8 +65,12 @@ def parse_manifest(text: str | bytes, *, where: str) -> DatasetManifest:
     try:
         return DatasetManifest.model_validate_json(text)
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, item['loc'])) or '(top)'}: {item['msg']}" for item in error.errors()[:5])
-        raise DataError(f"{where}: not a manifest of schema {SCHEMA}: {faults}; write it again with `vlp data index`") from None
+        faults = "; ".join(
+            f"{'.'.join(map(str, item['loc'])) or '(top)'}: {item['msg']}" for item in error.errors()[:5]
+        )
+        raise DataError(
+            f"{where}: not a manifest of schema {SCHEMA}: {faults}; write it again with `vlp data index`"
+        ) from None
 
 
 def read_manifest(folder: str | Path) -> DatasetManifest | None:

@@ -56,7 +56,9 @@ def _walk(data: mmap.mmap, total: int) -> Iterator[Member]:
     while True:
         header = data[position : position + BLOCK]
         if not header:
-            raise TarDamageError("no_end_marker", position, "the file ends without an end marker: its writer was stopped")
+            raise TarDamageError(
+                "no_end_marker", position, "the file ends without an end marker: its writer was stopped"
+            )
         if len(header) < BLOCK:
             raise TarDamageError("cut_header", position, f"the file ends {len(header)} bytes into a header")
         if header == _ZEROS:
@@ -70,7 +72,9 @@ def _walk(data: mmap.mmap, total: int) -> Iterator[Member]:
             size = 0  # POSIX: these have no data, whatever their size says
         if start + size > total:
             raise TarDamageError(
-                "cut_member", start, f'"{_name_of(header)}" needs {size} bytes, the file has {max(total - start, 0)} left'
+                "cut_member",
+                start,
+                f'"{_name_of(header)}" needs {size} bytes, the file has {max(total - start, 0)} left',
             )
         if kind in b"xgLK":
             if size > _MAX_NAME:
@@ -97,14 +101,18 @@ def _check_end(data: mmap.mmap, position: int, total: int) -> None:
         chunk = data[start : min(start + step, total)]
         if chunk != zeros[: len(chunk)]:
             byte = start + len(chunk) - len(chunk.lstrip(b"\0"))
-            detail = f"an end marker at byte {position}, but data after it: a zero block inside, or two tars in one file"
+            detail = (
+                f"an end marker at byte {position}, but data after it: a zero block inside, or two tars in one file"
+            )
             raise TarDamageError("data_after_end", byte, detail)
 
 
 def _check_header(header: bytes, position: int) -> None:
     stored = _number(header[148:156], position, "checksum")
     total = sum(header) - sum(header[148:156]) + 8 * 32
-    if stored != total and stored != total - 256 * sum(byte > 127 for byte in header):  # some old writers sum signed bytes
+    if stored != total and stored != total - 256 * sum(
+        byte > 127 for byte in header
+    ):  # some old writers sum signed bytes
         what = f"not a tar: starts with {header[:24]!r}" if position == 0 else "a header whose checksum is wrong"
         raise TarDamageError("not_a_tar" if position == 0 else "bad_header", position, what)
 
@@ -161,7 +169,12 @@ def _name_of(header: bytes) -> str:
 
 
 def _refuse_compressed(data: mmap.mmap) -> None:
-    for magic, what in ((b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ", "xz"), (b"\x28\xb5\x2f\xfd", "zstandard")):
+    for magic, what in (
+        (b"\x1f\x8b", "gzip"),
+        (b"BZh", "bzip2"),
+        (b"\xfd7zXZ", "xz"),
+        (b"\x28\xb5\x2f\xfd", "zstandard"),
+    ):
         if data[: len(magic)] == magic:
             detail = f"{what}-compressed: no sample can be reached without unpacking; decompress it to a plain .tar"
             raise TarDamageError("compressed", 0, detail)

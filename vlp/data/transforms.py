@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from vlp.data.decode import Limits, check_size, decode, from_pil
+from vlp.data.decode import Header, Limits, check_size, decode, decode_shrunk, from_pil, read_header
 from vlp.registry import Part
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -33,7 +33,12 @@ class Box(NamedTuple):
 
 
 class Preprocess(Part):
-    """The evaluation transform of a model: open_clip's `image_transform` to within 1 of 255, left as uint8."""
+    """The evaluation transform of a model: open_clip's `image_transform` to within 1 of 255, left as uint8.
+
+    Of 100,000 values about one is off by 2 (weights of 16 bits). Pillow from 13 on swaps its two passes for tall or
+    unevenly scaled pictures, and so differs from older Pillows and from this by a few; `resizer: pillow` follows it.
+    Palette, alpha and 16-bit pictures are made RGB before they are resized, where open_clip does so after.
+    """
 
     size: tuple[int, int] = (224, 224)  # height, width; one number stands for both
     mean: tuple[float, float, float] = OPENAI_MEAN
@@ -42,6 +47,7 @@ class Preprocess(Part):
     resize_mode: Literal["shortest", "longest", "squash"] = "shortest"
     fill: int = Field(0, ge=0, le=255)  # around the picture with resize_mode "longest"
     exif: bool = False  # turn pictures as their EXIF says; open_clip does not
+    resizer: Literal["torch", "pillow"] = "torch"  # pillow: open_clip's pixels bit for bit, at about half the speed
 
     @field_validator("size", mode="before")
     @classmethod
@@ -107,6 +113,8 @@ class Preprocess(Part):
 
     def resize(self, image: Tensor, size: tuple[int, int], *, interpolation: str | None = None) -> Tensor:
         """Antialiased resize of uint8, contiguous."""
+        if self.resizer == "pillow":
+            return _pillow_resize(image, size, interpolation or self.interpolation)
         mode = _MODES[interpolation or self.interpolation]
         resized: Tensor = F.resize(image, list(size), interpolation=mode, antialias=True)
         return resized.contiguous()
@@ -121,7 +129,8 @@ class Preprocess(Part):
 class Augment(Part):
     """Random resized crop, then mirror, colour jitter and gray, all drawn from the generator that is handed in.
 
-    The defaults are open_clip's: a crop of 90 to 100 % of the area and nothing else.
+    The defaults are open_clip's: a crop of 90 to 100 % of the area and nothing else. JPEGs much larger than the target are
+    decoded at a fraction of their size (`shrink`): 50 dB or better, up to 2.6 times as fast; `shrink: 0` never does.
     """
 
     scale: tuple[float, float] = (0.9, 1.0)
@@ -130,18 +139,39 @@ class Augment(Part):
     jitter: tuple[float, float, float, float] | None = None  # brightness, contrast, saturation, hue
     jitter_prob: float = Field(0.8, ge=0, le=1)
     gray_prob: float = Field(0.0, ge=0, le=1)
+    shrink: float = Field(
+        1.5, ge=0
+    )  # decode JPEGs at 1/2, 1/4, 1/8 where the crop stays this many times the target; 0: never
 
     def apply(
         self, picture: Any, preprocess: Preprocess, rng: np.random.Generator, *, limits: Limits | None = None
     ) -> Tensor:
         """uint8 [3, H, W]; the same picture and generator state give the same result."""
+        if self.shrink and isinstance(picture, bytes) and not preprocess.exif:
+            header = read_header(picture, limits or Limits())
+            if header.format == "JPEG":
+                return self._shrunk(picture, header, preprocess, rng)
         return self.fit(preprocess.read(picture, limits), preprocess, rng)
 
     def fit(self, image: Tensor, preprocess: Preprocess, rng: np.random.Generator) -> Tensor:
         """uint8 [3, H, W] of uint8 [3, h, w]: one more view of a picture that is decoded already."""
-        box = draw_box(*image.shape[-2:], scale=self.scale, ratio=self.ratio, rng=rng)
-        crop = image[:, box.top : box.top + box.height, box.left : box.left + box.width]
-        image = preprocess.resize(crop, preprocess.size)
+        box = draw_box(image.shape[-2], image.shape[-1], scale=self.scale, ratio=self.ratio, rng=rng)
+        return self._colour(preprocess.resize(_cut(image, box), preprocess.size), rng)
+
+    def _shrunk(self, data: bytes, header: Header, preprocess: Preprocess, rng: np.random.Generator) -> Tensor:
+        """The crop is drawn before decoding, from the same draws as in `fit`, so the smallest safe scale is known."""
+        box = draw_box(header.height, header.width, scale=self.scale, ratio=self.ratio, rng=rng)
+        height, width = preprocess.size
+        room = min(box.height / height, box.width / width) / self.shrink
+        factor = max((f for f in (2, 4, 8) if f <= room), default=1)
+        if factor == 1:
+            return self._colour(preprocess.resize(_cut(decode(data), box), preprocess.size), rng)
+        top, left = box.top / factor, box.left / factor  # not rounded to pixels: that would cost 7 to 10 dB
+        edges = (left, top, left + box.width / factor, top + box.height / factor)
+        small = decode_shrunk(data, factor)
+        return self._colour(_pillow_resize(small, preprocess.size, preprocess.interpolation, edges), rng)
+
+    def _colour(self, image: Tensor, rng: np.random.Generator) -> Tensor:
         if self.flip and rng.random() < self.flip:
             image = image.flip(-1)
         if self.jitter is not None and rng.random() < self.jitter_prob:
@@ -170,6 +200,10 @@ def draw_box(
     return Box((height - h) // 2, (width - w) // 2, h, w)
 
 
+def _cut(image: Tensor, box: Box) -> Tensor:
+    return image[:, box.top : box.top + box.height, box.left : box.left + box.width]
+
+
 def _jitter(image: Tensor, strength: tuple[float, float, float, float], rng: np.random.Generator) -> Tensor:
     """Brightness, contrast, saturation and hue in random order, factors as torchvision's ColorJitter draws them."""
     changes = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
@@ -179,6 +213,11 @@ def _jitter(image: Tensor, strength: tuple[float, float, float, float], rng: np.
             low = -amount if number == 3 else max(0.0, 1 - amount)
             image = changes[number](image, float(rng.uniform(low, amount if number == 3 else 1 + amount)))
     return image
+
+
+def _pillow_resize(image: Any, size: tuple[int, int], interpolation: str, box: Any = None) -> Tensor:
+    picture = image if isinstance(image, Image.Image) else Image.fromarray(image.permute(1, 2, 0).numpy())
+    return from_pil(picture.resize(size[::-1], Image.Resampling[interpolation.upper()], box=box)).contiguous()
 
 
 def _shortest(height: int, width: int, side: int) -> tuple[int, int]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import glob
 import itertools
+import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +20,7 @@ _SHOWN = 20
 
 
 def resolve(urls: str | Sequence[str]) -> list[str]:
-    """Every shard that `urls` names, in order; DataError for a pattern without match and for all missing shards at once."""
+    """Every shard that `urls` names, in order; DataError for patterns without match and for all missing ones."""
     words = [word for url in ([urls] if isinstance(urls, str) else urls) for word in url.split("::") if word.strip()]
     if not words:
         raise DataError("no shards given: `urls` is empty")
@@ -57,15 +59,16 @@ def remote_fs(url: str) -> tuple[Any, str]:
 
 def braces(pattern: str) -> list[str]:
     """`a{0..3}` and `{x,y}` written out."""
-    from braceexpand import UnbalancedBracesError, braceexpand
+    from braceexpand import braceexpand
 
-    try:
-        found = list(itertools.islice(braceexpand(pattern), _MAX_SHARDS + 1))
-    except UnbalancedBracesError as error:
-        raise DataError(f"{pattern}: {error}") from None
-    if len(found) > _MAX_SHARDS:
+    counts = [abs(int(last) - int(first)) + 1 for first, last in re.findall(r"\{(-?\d+)\.\.(-?\d+)", pattern)]
+    counts += [body.count(",") + 1 for body in re.findall(r"\{([^{}]*,[^{}]*)\}", pattern)]
+    if math.prod(counts) > _MAX_SHARDS:  # before it is tried: ranges are written out whole
         raise DataError(f"{pattern}: names more than {_MAX_SHARDS} shards")
-    return found
+    try:
+        return list(braceexpand(pattern))
+    except ValueError as error:
+        raise DataError(f"{pattern}: {error}") from None
 
 
 def _expand(word: str) -> list[str]:

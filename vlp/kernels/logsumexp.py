@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vlp.kernels.blocks import BLOCK, Impl, full, no_autocast, row_blocks
+from vlp.kernels.blocks import Impl, full, no_autocast, row_blocks, surely_all
 
 
 class Both(NamedTuple):
@@ -30,7 +30,7 @@ def row_logsumexp(
     *,
     column_valid: Bool[Tensor, "N"],
     impl: Impl = "auto",
-    block: int = BLOCK,
+    block: int | None = None,
 ) -> Float[Tensor, "B"]:
     """Log of the sum over valid j of exp(scale * x_i . y_j), [B]; 0 where no column is valid."""
     with no_autocast(x):
@@ -51,7 +51,7 @@ def pair_logsumexp(
     row_valid: Bool[Tensor, "B"],
     column_valid: Bool[Tensor, "N"],
     impl: Impl = "auto",
-    block: int = BLOCK,
+    block: int | None = None,
 ) -> Both:
     """Log-sum-exps over valid columns for each row, and over valid rows for each column, of one product."""
     with no_autocast(x):
@@ -71,56 +71,67 @@ def _zero_if_empty(sums: Tensor, filled: Tensor) -> Tensor:
 
 
 class _LogSumExp(torch.autograd.Function):
-    """Blocks of rows; columns by a running log-sum-exp. Backward makes each block again: 4 products in all."""
+    """Tiles of rows; columns by a running log-sum-exp. Backward makes each tile again: 4 products in all.
+
+    A single tile (small N) is kept instead: 3 products.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, y: Tensor, scale: Tensor, row_valid: Tensor, column_valid: Tensor, block: int, both: bool
+        ctx: Any,
+        x: Tensor,
+        y: Tensor,
+        scale: Tensor,
+        row_valid: Tensor,
+        column_valid: Tensor,
+        block: int | None,
+        both: bool,
     ) -> tuple[Tensor, Tensor]:
         rows = x.new_empty(len(x))
         columns = x.new_full((len(y) if both else 0,), -torch.inf)
-        logits = _Logits(x, y, scale, row_valid, column_valid)
-        for part in row_blocks(len(x), block):
-            tile = logits.tile(part)
+        parts = row_blocks(len(x), len(y), block=block, device=x.device)
+        tiles = _Tiles(x, y, scale, row_valid, column_valid)
+        tile = x.new_empty(0)
+        for part in parts:
+            tile = tiles(part)
             torch.logsumexp(tile, 1, out=rows[part])
             if both:
                 torch.logaddexp(columns, tile.logsumexp(0), out=columns)
         rows, columns = (sums.masked_fill_(sums == -torch.inf, 0.0) for sums in (rows, columns))
         ctx.save_for_backward(x, y, scale, row_valid, column_valid, rows, columns)
-        ctx.block = block
+        ctx.parts, ctx.only_tile = parts, tile if len(parts) == 1 and any(ctx.needs_input_grad) else None
         return rows, columns
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_rows: Tensor, grad_columns: Tensor) -> tuple[Tensor | None, ...]:
         x, y, scale, row_valid, column_valid, rows, columns = ctx.saved_tensors
-        grad_x, grad_y = torch.empty_like(x), torch.zeros_like(y)
-        logits = _Logits(x, y, scale, row_valid, column_valid)
-        for part in row_blocks(len(x), ctx.block):
-            tile = logits.tile(part)
-            # in place: the tile turns into the gradient of the logits
-            share = tile.sub(rows[part, None]).exp_().mul_(grad_rows[part, None]) if len(columns) else None
-            if share is None:
-                share = tile.sub_(rows[part, None]).exp_().mul_(grad_rows[part, None])
-            else:
-                share.addcmul_(tile.sub_(columns).exp_(), grad_columns.expand_as(tile))
+        grad_x, grad_y, grad_scale = torch.empty_like(x), torch.zeros_like(y), torch.zeros_like(scale)
+        tiles = _Tiles(x, y, scale, row_valid, column_valid)
+        for part in ctx.parts:
+            tile = tiles(part) if ctx.only_tile is None else ctx.only_tile
+            share = _shares(tile, rows[part, None], grad_rows[part, None])
+            if len(columns):
+                share += _shares(tile, columns, grad_columns)
             torch.mm(share, y, out=grad_x[part])
-            grad_y.addmm_(share.T, logits.scaled[part])
-        grad_scale = (x * grad_x).sum().reshape(scale.shape)
+            grad_y.addmm_(share.T, x[part] * scale)
+            grad_scale += (x[part] * grad_x[part]).sum()
         return grad_x.mul_(scale), grad_y, grad_scale, None, None, None, None
 
 
-class _Logits:
+def _shares(tile: Tensor, sums: Tensor, grad: Tensor) -> Tensor:
+    """Softmax of a tile, whose log-sum-exps are known, times the gradient of these."""
+    return (tile - sums).exp_().mul_(grad)
+
+
+class _Tiles:
     """Tiles of the masked logits: one fused product each."""
 
     def __init__(self, x: Tensor, y: Tensor, scale: Tensor, row_valid: Tensor, column_valid: Tensor) -> None:
-        self.scaled = x * scale
-        self.transposed = y.T
+        self.x, self.scale, self.transposed = x, scale, y.T
         self.column_bias = torch.zeros_like(y[:, 0]).masked_fill_(~column_valid, -torch.inf)
-        self.absent = ~row_valid
-        # a look at the mask saves a pass over every tile; on an accelerator it would cost a wait
-        self.blank_rows = x.device.type != "cpu" or bool(self.absent.any())
+        self.absent = None if surely_all(row_valid) else ~row_valid
 
-    def tile(self, part: slice) -> Tensor:
-        tile = torch.addmm(self.column_bias, self.scaled[part], self.transposed)
-        return tile.masked_fill_(self.absent[part, None], -torch.inf) if self.blank_rows else tile
+    def __call__(self, part: slice) -> Tensor:
+        tile = torch.addmm(self.column_bias, self.x[part] * self.scale, self.transposed)
+        return tile if self.absent is None else tile.masked_fill_(self.absent[part, None], -torch.inf)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import softplus
 
-from vlp.kernels.blocks import BLOCK, Impl, full, no_autocast, row_blocks
+from vlp.kernels.blocks import Impl, full, no_autocast, row_blocks
 
 _LINEAR_ABOVE = 40.0  # softplus(z) - z is below 1e-17 there; torch's default of 20 costs 2e-9
 
@@ -28,7 +28,7 @@ def pair_softplus(
     row_valid: Bool[Tensor, "B"],
     column_valid: Bool[Tensor, "N"],
     impl: Impl = "auto",
-    block: int = BLOCK,
+    block: int | None = None,
 ) -> Float[Tensor, ""]:
     """Sum of softplus(scale * x_i . y_j + bias) over valid i and j."""
     with no_autocast(x):
@@ -40,7 +40,7 @@ def pair_softplus(
 
 
 class _Softplus(torch.autograd.Function):
-    """Blocks of rows; the result is one number, so its gradient is made in the forward pass: 3 products in all."""
+    """Tiles of rows; the result is one number, so its gradient is made in the forward pass: 3 products in all."""
 
     @staticmethod
     def forward(
@@ -51,27 +51,29 @@ class _Softplus(torch.autograd.Function):
         bias: Tensor,
         row_valid: Tensor,
         column_valid: Tensor,
-        block: int,
+        block: int | None,
     ) -> Tensor:
-        scaled = x * scale
         column_bias = bias.expand(len(y)).masked_fill(~column_valid, -torch.inf)
-        weight = row_valid.to(x.dtype)
-        result, grad_bias = x.new_zeros(()), x.new_zeros(())
-        grad_x, grad_y = torch.empty_like(x), torch.zeros_like(y)
-        for part in row_blocks(len(x), block):
-            tile = torch.addmm(column_bias, scaled[part], y.T)
+        weight = row_valid.to(x.dtype)  # of rows; it is never spread over a tile
+        result, grad_bias, grad_scale = x.new_zeros(()), x.new_zeros(1), x.new_zeros(1)
+        grad_x, grad_y = (torch.zeros_like(side) if any(ctx.needs_input_grad) else None for side in (x, y))
+        for part in row_blocks(len(x), len(y), block=block, device=x.device):
+            rows = x[part] * (scale * weight[part, None])
+            tile = torch.addmm(column_bias, x[part] * scale, y.T)
             result += softplus(tile, threshold=_LINEAR_ABOVE).sum(1) @ weight[part]
-            if not any(ctx.needs_input_grad):
+            if grad_x is None or grad_y is None:
                 continue
-            share = tile.sigmoid_().mul_(weight[part, None])
-            grad_bias += share.sum()
+            share = tile.sigmoid_()
+            grad_bias += share.sum(1) @ weight[part]
+            grad_y.addmm_(share.T, rows)
             torch.mm(share, y, out=grad_x[part])
-            grad_y.addmm_(share.T, scaled[part])
-        ctx.save_for_backward(grad_x, grad_y, (x * grad_x).sum().reshape(1), grad_bias.reshape(1), scale)
+            grad_scale += (grad_x[part].mul_(weight[part, None]) * x[part]).sum()
+            grad_x[part] *= scale
+        ctx.save_for_backward(grad_x, grad_y, grad_scale, grad_bias)
         return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        grad_x, grad_y, grad_scale, grad_bias, scale = ctx.saved_tensors
-        return grad_x * (scale * grad), grad_y * grad, grad_scale * grad, grad_bias * grad, None, None, None
+        grads = (saved * grad for saved in ctx.saved_tensors)
+        return (*grads, None, None, None)

@@ -12,12 +12,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vlp import dist
-from vlp.kernels.blocks import full
+from vlp.kernels.blocks import full, surely_all
 from vlp.types import Batch, Features
 
 
 class Pool(NamedTuple):
-    """Features of all ranks, differentiable, rows of absent pictures and captions zero; and which of them are ours."""
+    """Features of all ranks, differentiable, zero where there is no picture or caption; and which of them are ours."""
 
     image: Tensor  # [N, D]
     text: Tensor  # [N, K, D]
@@ -37,8 +37,8 @@ def pool(features: Features, batch: Batch) -> Pool:
     Whatever stands in an absent slot, be it NaN, is replaced by zeros before anything is computed from it.
     """
     real = batch.valid[:, None] & batch.caption_mask
-    image = torch.where(batch.valid[:, None], features.image, 0.0)
-    text = torch.where(real[..., None], features.text, 0.0)
+    image = _blank(features.image, batch.valid[:, None])
+    text = _blank(features.text, real[..., None])
     if dist.world() > 1:  # one collective for both sides
         rows = dist.gather(torch.cat([image[:, None], text], 1))
         image, text = rows[:, 0], rows[:, 1:]
@@ -53,6 +53,10 @@ def pool(features: Features, batch: Batch) -> Pool:
     )
 
 
+def _blank(rows: Tensor, real: Tensor) -> Tensor:
+    return rows if surely_all(real) else torch.where(real, rows, 0.0)
+
+
 def group_ids(label: Int[Tensor, "N"]) -> Int[Tensor, "N"]:
     """Numbers below N, equal where labels are. (torch.unique would make an accelerator wait.)"""
     ordered, order = label.sort()
@@ -61,19 +65,14 @@ def group_ids(label: Int[Tensor, "N"]) -> Int[Tensor, "N"]:
     return torch.zeros_like(ordered).scatter_(0, order, starts.cumsum(0))
 
 
-class Groups(NamedTuple):
-    """For each of some rows: the sum of the valid features that share its label, and how many they are."""
-
-    sums: Tensor  # [B, D]
-    counts: Tensor  # [B, 1]
+def positive_sums(rows: Float[Tensor, "N D"], *, group: Int[Tensor, "N"], own: slice) -> Float[Tensor, "B D"]:
+    """For each of this rank's rows the sum of the rows with its label; linear in N, where a mask of pairs is N x N."""
+    return torch.zeros_like(rows).index_add_(0, group, rows)[group[own]]
 
 
-def groups(rows: Float[Tensor, "N D"], *, group: Int[Tensor, "N"], valid: Bool[Tensor, "N"], own: slice) -> Groups:
-    """Sums of `rows` over the positives of this rank's rows; linear in N, where a mask of positives is N x N."""
-    weight = valid[:, None].to(rows.dtype)
-    sums = torch.zeros_like(rows).index_add(0, group, rows * weight)
-    counts = torch.zeros_like(weight).index_add(0, group, weight)
-    return Groups(sums[group[own]], counts[group[own]])
+def positive_counts(valid: Bool[Tensor, "N"], *, group: Int[Tensor, "N"], own: slice) -> Int[Tensor, "B"]:
+    """For each of this rank's rows the number of valid rows with its label."""
+    return torch.zeros_like(group).index_add_(0, group, valid.long())[group[own]]
 
 
 def global_mean(local_sum: Float[Tensor, ""], global_count: Float[Tensor, ""]) -> Float[Tensor, ""]:

@@ -8,9 +8,9 @@ from pydantic import Field
 from torch import Tensor
 
 from vlp import dist
-from vlp.kernels.blocks import BLOCK, Impl, full
+from vlp.kernels.blocks import Block, Impl, full
 from vlp.kernels.logsumexp import Both, pair_logsumexp, row_logsumexp
-from vlp.losses.contrast import Pool, global_mean, groups, pool
+from vlp.losses.contrast import Pool, global_mean, pool, positive_counts, positive_sums
 from vlp.losses.loss import Loss
 from vlp.types import Batch, Features
 
@@ -31,7 +31,7 @@ class InfoNCE(Loss):
     image_to_text: float = Field(default=0.5, ge=0.0, le=1.0)
     temperature: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
     impl: Impl = "auto"
-    block: int = Field(default=BLOCK, ge=1)
+    block: Block = None
 
     def __call__(self, features: Features, batch: Batch) -> dict[str, Tensor]:
         """The term "contrast"."""
@@ -46,10 +46,11 @@ class InfoNCE(Loss):
         """Sum over this rank's pairs that have a k-th caption of both directions' weighted cross entropies."""
         image, text, valid, own = everyone.image, everyone.text[:, k], everyone.real[:, k], everyone.own
         over_texts, over_images = self._partition(image, text, scale, valid, own)
-        to_text = over_texts - scale * (image[own] * self._target(text, everyone, valid)).sum(1)
-        to_image = over_images - scale * (text[own] * self._target(image, everyone, valid)).sum(1)
-        both = self.image_to_text * to_text + (1 - self.image_to_text) * to_image
-        return torch.where(valid[own], both, 0.0).sum()
+        partition = torch.lerp(over_images, over_texts, self.image_to_text)
+        # Targets are a symmetric matrix, so summed over all ranks both directions draw pairs together alike, and their
+        # weights add up to 1: our pictures to everyone's texts is enough.
+        drawn = scale * (image[own] * self._target(text, everyone, valid)).sum(1)
+        return torch.where(valid[own], partition - drawn, 0.0).sum()
 
     def _partition(self, image: Tensor, text: Tensor, scale: Tensor, valid: Tensor, own: slice) -> Both:
         """Log-sum-exps over all texts for each of our pictures, over all pictures for each of our texts."""
@@ -62,11 +63,12 @@ class InfoNCE(Loss):
             row_logsumexp(text[own], image, scale, column_valid=valid, impl=self.impl, block=self.block),
         )
 
-    def _target(self, rows: Float[Tensor, "N D"], everyone: Pool, valid: Bool[Tensor, "N"]) -> Float[Tensor, "B D"]:
-        """What each of our rows is drawn to: the mean of its positives, and by `label_smoothing` the mean of all."""
-        sums, counts = groups(rows, group=everyone.group, valid=valid, own=everyone.own)
-        positives = sums / counts.clamp(min=1)
+    def _target(self, text: Float[Tensor, "N D"], everyone: Pool, valid: Bool[Tensor, "N"]) -> Float[Tensor, "B D"]:
+        """What each of our pictures is drawn to: the mean of its positives, and by `label_smoothing` the mean of all."""
+        group, own = everyone.group, everyone.own
+        counts = positive_counts(valid, group=group, own=own).clamp(min=1)
+        positives = positive_sums(text, group=group, own=own) / counts[:, None]
         if self.label_smoothing == 0:
             return positives
-        everything = (rows * valid[:, None]).sum(0) / valid.sum().clamp(min=1)
+        everything = text.sum(0) / valid.sum().clamp(min=1)
         return torch.lerp(positives, everything.expand_as(positives), self.label_smoothing)

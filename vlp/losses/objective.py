@@ -68,7 +68,7 @@ class Objective:
 
 
 def is_finite(value: Objective.Value) -> bool:
-    """Whether total and terms of this rank are finite. Ranks find out together: dist.agree(not is_finite(value))."""
+    """Whether total and terms are finite on this rank; `dist.agree` on the opposite makes it one answer for all."""
     return bool(torch.stack([value.total.detach(), *value.terms.values()]).isfinite().all())
 
 

@@ -9,9 +9,9 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from vlp.kernels.blocks import BLOCK, Impl, full
+from vlp.kernels.blocks import Block, Impl, full
 from vlp.kernels.softplus import pair_softplus
-from vlp.losses.contrast import Pool, global_mean, groups, pool
+from vlp.losses.contrast import Pool, global_mean, pool, positive_counts, positive_sums
 from vlp.losses.loss import Loss
 from vlp.types import Batch, Features
 
@@ -26,7 +26,7 @@ class Sigmoid(Loss):
 
     temperature: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
     impl: Impl = "auto"
-    block: int = Field(default=BLOCK, ge=1)
+    block: Block = None
 
     needs: ClassVar[frozenset[str]] = frozenset({"bias"})
 
@@ -48,6 +48,7 @@ class Sigmoid(Loss):
             image, text, scale, bias, row_valid=valid[own], column_valid=valid, impl=self.impl, block=self.block
         )
         # softplus(-z) = softplus(z) - z, and the sum of z over positives is linear
-        sums, counts = groups(text, group=everyone.group, valid=valid, own=own)
-        positives = scale * (image * sums).sum(1) + bias * counts[:, 0]
+        sums = positive_sums(text, group=everyone.group, own=own)
+        counts = positive_counts(valid, group=everyone.group, own=own)
+        positives = scale * (image * sums).sum(1) + bias * counts
         return pairs - torch.where(valid[own], positives, 0.0).sum()

@@ -44,12 +44,13 @@ def retrieval_ranks(
     best.scatter_reduce_(0, caption_image, bar, "amax")
     image_to_text = torch.ones(n, dtype=torch.long, device=image.device)
     text_to_image = torch.empty(len(text), dtype=torch.long, device=image.device)
+    no = torch.tensor(False, device=image.device)
     for start in range(0, len(text), block):
         rows = slice(start, start + block)
         scores = text[rows] @ image.T
-        scores[torch.arange(len(scores), device=scores.device), caption_image[rows]] = -torch.inf  # right answers aside
-        text_to_image[rows] = 1 + (~(bar[rows, None] > scores)).sum(dim=1)
-        image_to_text += (~(best > scores)).sum(dim=0)
+        right = (torch.arange(len(scores), device=scores.device), caption_image[rows])
+        text_to_image[rows] = 1 + (~(bar[rows, None] > scores)).index_put(right, no).sum(dim=1)
+        image_to_text += (~(best > scores)).index_put(right, no).sum(dim=0)
     return Ranks(image_to_text, text_to_image)
 
 

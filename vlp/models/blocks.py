@@ -14,21 +14,20 @@ from torch.utils.checkpoint import checkpoint
 
 
 def run_blocks(blocks: Iterable[Any], x: Tensor, mask: Tensor | None, *, checkpointing: bool) -> Tensor:
-    """x [n, T, width] after all blocks; `mask` is an additive attention mask or None."""
+    """X [n, T, width] after all blocks; `mask` is an additive attention mask or None."""
     recompute = checkpointing and torch.is_grad_enabled()
     for block in blocks:
-        if recompute:  # open_clip's own loop passes arguments by position and so fails for its custom blocks
-            x = checkpoint(block, x, attn_mask=mask, use_reentrant=False)
-        else:
-            x = block(x, attn_mask=mask)
+        # arguments by name: open_clip's own loop passes them by position, which fails for its custom blocks
+        x = checkpoint(block, x, attn_mask=mask, use_reentrant=False) if recompute else block(x, attn_mask=mask)
     return x
 
 
 def can_pool_early(block: Any) -> bool:
     """Whether `pooled_block` may stand in for a call of `block`: a plain block that nobody has hooked or wrapped."""
     attention = getattr(block, "attn", None)
-    plain = type(block).__name__ == "ResidualAttentionBlock" and type(attention) is nn.MultiheadAttention
-    return plain and attention.batch_first and not (block._forward_hooks or block._forward_pre_hooks)
+    if type(block).__name__ != "ResidualAttentionBlock" or type(attention) is not nn.MultiheadAttention:
+        return False
+    return attention.batch_first and not (block._forward_hooks or block._forward_pre_hooks)
 
 
 def pooled_block(block: Any, x: Tensor, at: Tensor, *, causal: bool) -> Tensor:
@@ -40,5 +39,6 @@ def pooled_block(block: Any, x: Tensor, at: Tensor, *, causal: bool) -> Tensor:
     h = block.ln_1(x)
     hidden = torch.arange(x.shape[1], device=x.device) > at[:, None] if causal else None
     out, _ = block.attn(h[row, at][:, None], h, h, need_weights=False, key_padding_mask=hidden)
-    y: Tensor = x[row, at] + block.ls_1(out[:, 0])
-    return y + block.ls_2(block.mlp(block.ln_2(y)))
+    y = x[row, at] + block.ls_1(out[:, 0])
+    result: Tensor = y + block.ls_2(block.mlp(block.ln_2(y)))
+    return result

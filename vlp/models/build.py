@@ -11,7 +11,12 @@ from vlp.models.arch import Arch
 from vlp.models.image import PatchDropout
 
 _PROBE_TEXT = {"context_length": 2, "vocab_size": 2, "width": 8, "heads": 1, "layers": 1}
-_HF_POOLERS = {"mean_pooler": "mean", "max_pooler": "max", "cls_pooler": "pooler", "cls_last_hidden_state_pooler": "cls"}
+_HF_POOLERS = {
+    "mean_pooler": "mean",
+    "max_pooler": "max",
+    "cls_pooler": "pooler",
+    "cls_last_hidden_state_pooler": "cls",
+}
 
 
 class Modules(NamedTuple):
@@ -27,15 +32,17 @@ def build_towers(arch: Arch, *, patch_dropout: float | None = None, pretrained_t
 
     config = deepcopy(arch.config)
     vision, text = config["vision_cfg"], config["text_cfg"]
-    vision.update(timm_model_pretrained=False, output_tokens=False, patch_dropout=0.0)
-    text.update(output_tokens=False)
+    patch_dropout = vision.get("patch_dropout", 0.0) if patch_dropout is None else patch_dropout
+    if "timm_model_name" in vision:
+        vision["timm_model_pretrained"] = False  # nothing is fetched that was not asked for
+    vision["patch_dropout"] = 0.0  # ours draws from the device's generator
     ours = arch.ours.get("text") or _hf_settings(text)
     clip = open_clip.CustomTextCLIP(
         config["embed_dim"], vision, _PROBE_TEXT if ours else text, quick_gelu=config.get("quick_gelu", False)
     )
     visual: Any = clip.visual
     if vision.get("timm_model_name"):
-        visual = _sized_timm(visual, arch, patch_dropout or 0.0)
+        visual = _sized_timm(visual, arch, patch_dropout)
     elif patch_dropout:
         _drop_patches(visual, patch_dropout)
     if not ours:
@@ -43,11 +50,14 @@ def build_towers(arch: Arch, *, patch_dropout: float | None = None, pretrained_t
     from vlp.models.text_hf import HFText, HFTextConfig
 
     settings = HFTextConfig.model_validate(ours)
-    return Modules(visual, HFText(settings, dim=config["embed_dim"], context=text.get("context_length", 77), pretrained=pretrained_text))
+    return Modules(
+        visual,
+        HFText(settings, dim=config["embed_dim"], context=text.get("context_length", 77), pretrained=pretrained_text),
+    )
 
 
 def class_of(config: dict[str, Any]) -> str:
-    """"CLIP" or "CustomTextCLIP": which class open_clip makes of this configuration, and so how it names weights."""
+    """Which class open_clip makes of this configuration, CLIP or CustomTextCLIP, and so how it names weights."""
     custom = config.get("custom_text") or "hf_model_name" in config["text_cfg"]
     return "CustomTextCLIP" if custom else "CLIP"
 

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from vlp.data.transforms import Preprocess
 from vlp.models.groups import Group, plan, run_groups
 from vlp.models.image import ImageOutput, ImageTower, image_tower
 from vlp.models.prefix import insert, make_room
 from vlp.models.text_clip import ClipText, TextOutput, TextTower
 from vlp.registry import nearest
 from vlp.text.tokenizers import TokenizerPart
-from vlp.types import Batch, Features, ImageTransform, Tokenizer
+from vlp.types import Batch, Features, Tokenizer
 
 NEEDS = frozenset({"image_tokens", "text_tokens", "image_hidden", "text_hidden", "bias"})
 MAX_SCALE = math.log(100.0)
@@ -39,7 +40,9 @@ class Dual(nn.Module):
     `heads.<name>.*`. `logit_scale` and `logit_bias` have one dimension of one element, for FSDP.
     """
 
-    transform: ImageTransform
+    transform: Preprocess
+    _mean: Tensor
+    _std: Tensor
 
     def __init__(
         self,
@@ -47,7 +50,7 @@ class Dual(nn.Module):
         text: nn.Module,
         *,
         config: Mapping[str, Any],
-        transform: ImageTransform,
+        transform: Preprocess,
         tokenizer: Tokenizer | TokenizerPart,
         base: Path | None = None,
         init_scale: float = math.log(1 / 0.07),
@@ -64,7 +67,8 @@ class Dual(nn.Module):
         self.config = dict(config)  # open_clip's model_cfg
         self.extra_config: dict[str, Any] = {}  # what of ours open_clip's format cannot say; see pretrained.py
         self.transform = transform
-        self._tokenizer, self._base = tokenizer, base
+        self.tokenizer_source = tokenizer  # a part until it is first used
+        self.tokenizer_base = base  # folder that the part's relative paths refer to
         self.text_groups = text_groups
         self.needs: frozenset[str] = frozenset()
         self.held: tuple[nn.Module, ...] = ()  # stay in eval mode; see freeze.py
@@ -77,13 +81,13 @@ class Dual(nn.Module):
     @property
     def tokenizer(self) -> Tokenizer:
         """Made when first asked for: features of given ids need none, and some have to be fetched."""
-        if isinstance(self._tokenizer, TokenizerPart):
-            self._tokenizer = self._tokenizer.build(self._base)
-        return self._tokenizer
+        if isinstance(self.tokenizer_source, TokenizerPart):
+            self.tokenizer_source = self.tokenizer_source.build(self.tokenizer_base)
+        return self.tokenizer_source
 
     @tokenizer.setter
     def tokenizer(self, tokenizer: Tokenizer | TokenizerPart) -> None:
-        self._tokenizer = tokenizer
+        self.tokenizer_source = tokenizer
 
     @property
     def image_tower(self) -> ImageTower:
@@ -243,7 +247,7 @@ class Dual(nn.Module):
         return self.encode_embeds(embeds, mask, end)
 
     def encode_text_tokens(self, ids: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Unit features [n, D], unit tokens [n, T, D] in the joint space (zero behind the end), and their mask [n, T]."""
+        """Unit features [n, D], unit tokens [n, T, D] (zero behind the end), and their mask [n, T]."""
         tower = self.text_tower
         end = tower.end(ids, mask)
         mask = tower.mask(ids) if mask is None else mask

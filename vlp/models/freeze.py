@@ -68,7 +68,7 @@ def text_groups(text: Any) -> list[list[Member]]:
 
 
 def _timm_groups(visual: Any) -> list[list[Member]]:
-    """timm's own layer groups, then open_clip's head, if it has weights."""
+    """Timm's own layer groups, then open_clip's head, if it has weights."""
     from timm.models import group_parameters
 
     by_layer = group_parameters(visual.trunk, visual.trunk.group_matcher())

@@ -41,7 +41,9 @@ def _cuts(values: np.ndarray, counts: np.ndarray, groups: int) -> list[int]:
     if n <= groups:
         return list(range(1, n + 1))
     total = np.concatenate([[0], np.cumsum(counts)])
-    cost = np.where(np.tri(n + 1, n, -1, dtype=bool), (total[:, None] - total[None, :n]) * np.r_[0, values][:, None], np.inf)
+    cost = np.where(
+        np.tri(n + 1, n, -1, dtype=bool), (total[:, None] - total[None, :n]) * np.r_[0, values][:, None], np.inf
+    )
     best, choices = cost[:, 0].copy(), []  # best[e]: cheapest way to cover values[:e]
     for _ in range(groups - 1):
         whole = best[None, :n] + cost
@@ -67,7 +69,8 @@ def run_groups(
     width = [max(group.length, 1) for group in made]
     parts = [ids[rows if group.rows else rows[:1], :w] for rows, w, group in zip(index, width, made)]
     flat = tower.embed(torch.cat([part.flatten() for part in parts]))
-    outputs, idle = [], []
+    outputs: list[TextOutput] = []
+    idle: list[TextOutput] = []
     for rows, w, group, embeds in zip(index, width, made, flat.split([part.numel() for part in parts])):
         seen = mask[rows, :w] if group.rows else torch.ones(1, w, dtype=torch.bool, device=device)
         end = (seen.sum(dim=1) - 1).clamp_min(0)
@@ -77,7 +80,8 @@ def run_groups(
 
 
 def _no_rows(output: TextOutput) -> TextOutput:
-    return TextOutput(*(part if part is None else part[:0] for part in output))
+    tokens, hidden = (part if part is None else part[:0] for part in (output.tokens, output.hidden))
+    return TextOutput(output.pooled[:0], tokens, hidden)
 
 
 def _joined(outputs: list[TextOutput], idle: list[TextOutput], T: int) -> tuple[TextOutput, Tensor]:

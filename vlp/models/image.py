@@ -46,7 +46,9 @@ def image_tower(visual: nn.Module) -> ImageTower:
         return ResNet(visual)
     if isinstance(visual, TimmModel):
         return Timm(visual)
-    raise TypeError(f"no image tower for a {type(visual).__name__}; known: VisionTransformer, ModifiedResNet, TimmModel")
+    raise TypeError(
+        f"no image tower for a {type(visual).__name__}; known: VisionTransformer, ModifiedResNet, TimmModel"
+    )
 
 
 class PatchDropout(nn.Module):
@@ -158,7 +160,9 @@ class Timm:
         try:
             self.visual.trunk.set_grad_checkpointing(True)
         except (AttributeError, AssertionError, NotImplementedError) as error:
-            raise ValueError(f"model.grad_checkpointing: this timm tower cannot recompute its blocks: {error}") from None
+            raise ValueError(
+                f"model.grad_checkpointing: this timm tower cannot recompute its blocks: {error}"
+            ) from None
 
     def run(self, image: Tensor, *, tokens: bool) -> ImageOutput:
         v = self.visual

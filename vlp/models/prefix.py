@@ -22,10 +22,8 @@ def make_room(ids: Tensor, mask: Tensor, end: Tensor, *, room: int) -> tuple[Ten
     return ids, mask, end
 
 
-def insert(
-    embeds: Tensor, mask: Tensor, end: Tensor, prefix: Tensor, *, at: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """embeds [n, T + p, width] with `prefix` [p, width] or [n, p, width] at position `at`, and mask and end moved on."""
+def insert(embeds: Tensor, mask: Tensor, end: Tensor, prefix: Tensor, *, at: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Embeddings [n, T + p, width] with `prefix` [(n,) p, width] at position `at`, and mask and end moved on."""
     n, p = len(embeds), prefix.shape[-2]
     prefix = prefix.to(embeds.dtype).expand(n, -1, -1)
     seen = mask.new_ones(n, p)

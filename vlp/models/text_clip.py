@@ -45,7 +45,9 @@ class ClipText:
 
     def __init__(self, text: Any, *, pad: Callable[[], int]) -> None:
         if text.pool_type not in ("first", "last", "argmax", "eos"):
-            raise ValueError(f'text_cfg.pool_type "{text.pool_type}" gives no pooled text; use argmax, eos, first or last')
+            raise ValueError(
+                f'text_cfg.pool_type "{text.pool_type}" gives no pooled text; use argmax, eos, first or last'
+            )
         self.text = text
         self.width = int(text.token_embedding.embedding_dim)
         self.context = int(text.context_length)
@@ -63,12 +65,13 @@ class ClipText:
         self.checkpointing = True
 
     def mask(self, ids: Tensor) -> Tensor:
-        """bool [n, T]: what the tower masks, else up to the end token; all where it pools at the last position."""
+        """Bool [n, T]: what the tower masks, else up to the end token; all where it pools at the last position."""
         if self.masked or self.text.cls_emb is not None:
             return ids != self.text.pad_id  # type: ignore[no-any-return]
         if self.text.pool_type in ("first", "last"):
             return torch.ones_like(ids, dtype=torch.bool)
-        return torch.arange(ids.shape[1], device=ids.device) <= self.end(ids, None)[:, None]
+        upto: Tensor = torch.arange(ids.shape[1], device=ids.device) <= self.end(ids, None)[:, None]
+        return upto
 
     def end(self, ids: Tensor, mask: Tensor | None) -> Tensor:
         """Position of the end token, [n]: the last of the mask, else by open_clip's rule."""
@@ -104,10 +107,11 @@ class ClipText:
         projection = self.text.text_projection
         if projection is None:
             return x
-        return projection(x) if isinstance(projection, nn.Linear) else x @ projection  # type: ignore[no-any-return]
+        result: Tensor = projection(x) if isinstance(projection, nn.Linear) else x @ projection
+        return result
 
     def _fill(self, x: Tensor) -> Tensor:
-        """x up to the full context with embedded padding, where the tower looks at it."""
+        """X up to the full context with embedded padding, where the tower looks at it."""
         missing = self.context - x.shape[1]
         if missing < 0:
             raise ValueError(f"a text of {x.shape[1]} positions does not fit the context of {self.context}")

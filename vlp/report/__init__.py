@@ -35,7 +35,7 @@ def render(run: RunFolder) -> str:
         *(grids.retrieval(artefacts, thumbnails) for artefacts in run.artefacts),
         *(grids.confusion(artefacts, thumbnails) for artefacts in run.artefacts),
         progress.seconds(run.steps, run.results),
-        provenance.skipped(run.skips),
+        provenance.skipped(run.skips, latest),
         provenance.provenance(run),
         _remarks(run, thumbnails),
     )

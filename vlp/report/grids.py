@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vlp.report.page import Html, figure, fold, section, table, tag
 from vlp.report.read import Artefacts
+from vlp.report.thumbnail import data_uri, thumbnail
 
 Entry = Mapping[str, Any]
 QUERIES = 10  # of each direction and data set
@@ -30,9 +29,10 @@ class Thumbnails:
         path = artefacts.folder / "thumbnails" / f"{row}.jpg"
         if not path.is_file():
             return tag("span", "not stored", class_="blank")
-        uri = small_jpeg(path.read_bytes())
-        if uri is None:
+        small = thumbnail(path.read_bytes(), SIDE)
+        if small is None:
             return tag("span", "unreadable", class_="blank")
+        uri = data_uri(small)
         if len(uri) > self._left:
             self.left_out += 1
             return tag("span", "left out", class_="blank")
@@ -40,43 +40,16 @@ class Thumbnails:
         return tag("img", src=uri, alt=f"picture {row} of {artefacts.name}", loading="lazy")
 
 
-def small_jpeg(data: bytes, side: int = SIDE) -> str | None:
-    """The picture as a JPEG data URI of at most side x side, or None when it cannot be read."""
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(data)) as picture:
-            picture.draft("RGB", (2 * side, 2 * side))
-            small = on_white(picture)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return None
-    small.thumbnail((side, side), Image.Resampling.LANCZOS)
-    out = io.BytesIO()
-    small.save(out, "JPEG", quality=80, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
-
-
-def on_white(picture: Any) -> Any:
-    """An RGB picture; transparent parts become white."""
-    from PIL import Image
-
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        layer = picture.convert("RGBA")
-        ground = Image.new("RGBA", layer.size, "white")
-        return Image.alpha_composite(ground, layer).convert("RGB")
-    return picture.convert("RGB")
-
-
 def retrieval(artefacts: Artefacts, thumbnails: Thumbnails) -> Html:
     """Sampled queries of both directions with the five best each."""
-    texts = sample(artefacts.retrieval.get("text_to_image") or [])
-    images = sample(artefacts.retrieval.get("image_to_text") or [])
+    stored = [artefacts.retrieval.get(name) or [] for name in ("text_to_image", "image_to_text")]
+    texts, images = sample(stored[0]), sample(stored[1])
     if not texts and not images:
         return Html("")
     num_images, num_texts = artefacts.retrieval.get("num_images"), artefacts.retrieval.get("num_texts")
     note = (
-        f"{len(texts)} captions and {len(images)} pictures drawn at random with seed {SEED} from the stored queries of "
-        f"{artefacts.name} ({figure(num_images)} pictures, {figure(num_texts)} captions), not chosen by result. "
+        f"{len(texts)} of {len(stored[0])} stored captions and {len(images)} of {len(stored[1])} stored pictures, drawn "
+        f"with seed {SEED} and not chosen by result. Searched: all {figure(num_images)} pictures and {figure(num_texts)} captions. "
         "Right answers are green; the rank is that of the best right answer."
     )
     captions = _captions(artefacts)
@@ -110,7 +83,8 @@ def _text_query(query: Entry, artefacts: Artefacts, thumbnails: Thumbnails) -> H
     if not any(query["correct"]):
         truth = _picture(thumbnails.picture(artefacts, query["image"]), "the right one", right=True)
         hits.append(tag("div", truth, class_="apart"))
-    ask = tag("div", cut(query["text"], 240), _rank(query), class_="ask")
+    count = artefacts.retrieval.get("num_images")
+    ask = tag("div", cut(query["text"], 240), _rank(query, count), class_="ask")
     return tag("div", ask, tag("div", *hits, class_="pictures"), class_="query")
 
 
@@ -123,12 +97,13 @@ def _image_query(
     ]
     truth = captions.get(int(query["image"]), [])
     own = tag("p", "Its own: ", cut(truth[0], 200), class_="note") if truth and not any(query["correct"]) else None
-    ask = tag("div", thumbnails.picture(artefacts, query["image"]), _rank(query), class_="ask")
+    count = artefacts.retrieval.get("num_texts")
+    ask = tag("div", thumbnails.picture(artefacts, query["image"]), _rank(query, count), class_="ask")
     return tag("div", ask, tag("div", tag("ol", *hits, class_="texts"), own), class_="query")
 
 
-def _rank(query: Entry) -> Html:
-    return tag("div", f"rank {figure(query.get('rank'))}", class_="rank")
+def _rank(query: Entry, count: Any) -> Html:
+    return tag("div", f"rank {figure(query.get('rank'))} of {figure(count)}", class_="rank")
 
 
 def _picture(image: Html, caption: str, *, right: bool) -> Html:
@@ -158,7 +133,7 @@ def _mixed(
     pair: Entry, names: Sequence[str], support: Sequence[int], artefacts: Artefacts, thumbnails: Thumbnails
 ) -> list[Any]:
     true, predicted = int(pair["true"]), int(pair["predicted"])
-    pictures = [_picture(thumbnails.picture(artefacts, row), "", right=False) for row in pair["examples"][:3]]
+    pictures = [_picture(thumbnails.picture(artefacts, row), "", right=False) for row in pair["examples"][:4]]
     of = support[true] if true < len(support) else None
     shown = tag("div", *pictures, class_="pictures")
     return [names[true], names[predicted], figure(pair["count"]), figure(of), shown]

@@ -125,7 +125,7 @@ def seconds(steps: Sequence[Record], records: Sequence[Record]) -> Html:
         for name, value in sorted(stages.items(), key=lambda item: -item[1])
     ]
     evals = [
-        [str(r.get("dataset", "")), str(r.get("task", "")), figure(r.get("step")), duration(value)]
+        [r.get("dataset", ""), str(r.get("task", "")).replace("_", " "), figure(r.get("step")), duration(value)]
         for r in records
         if (value := number(r.get("seconds"))) is not None
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -18,15 +18,20 @@ _LARGE = 12  # mappings with more entries than this are folded (the bad samples 
 
 
 def hide_paths(text: str) -> str:
-    """The text with the folders of absolute paths left out: `/home/me/data/x.tar` becomes `…/x.tar`."""
+    """The text with the folders of absolute paths left out: `/a/b/x.tar` becomes `…/x.tar`."""
     return _PATH.sub(lambda match: f"…/{PurePosixPath(match[0].replace(chr(92), '/')).name}", text)
 
 
-def skipped(counts: Counter[str]) -> Html:
-    """Samples that were left out in training, by reason."""
-    rows = [[reason.replace("_", " "), figure(count)] for reason, count in counts.most_common()]
-    note = None if rows else "None was skipped."
-    return section("Skipped samples", table(["Reason", "Samples"], rows, numeric=(1,)) if rows else tag("p", note))
+def skipped(counts: Counter[str], latest: Sequence[Mapping[str, Any]]) -> Html:
+    """Samples that were left out in training and in the latest evaluations, by reason."""
+    rows = [["training", reason.replace("_", " "), figure(count)] for reason, count in counts.most_common()]
+    for record in latest:
+        where = f"{record.get('dataset')}, {str(record.get('task')).replace('_', ' ')}"
+        rows += [
+            [where, reason.replace("_", " "), figure(count)] for reason, count in (record.get("skips") or {}).items()
+        ]
+    none = tag("p", "None was skipped.")
+    return section("Skipped samples", table(["Where", "Reason", "Samples"], rows, numeric=(2,)) if rows else none)
 
 
 def provenance(run: RunFolder) -> Html:

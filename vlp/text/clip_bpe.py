@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import regex
 
@@ -48,6 +48,8 @@ class _Vocabulary(NamedTuple):
 class ClipTokenizer(CutTokenizer):
     """Start token, byte-pair ids, end token; padded with 0."""
 
+    part: ClipBPE
+
     def __init__(self, part: ClipBPE, base: Path | None = None) -> None:
         super().__init__(part, base)
         self.file = resolve_path(part.path, base) if part.path else _open_clip_file()
@@ -70,9 +72,12 @@ class ClipTokenizer(CutTokenizer):
         text = "".join(names[i] for i in ids)
         return bytearray(codes[c] for c in text).decode("utf-8", errors="replace").replace("</w>", " ")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ClipTokenizer, (self.part, self.base)  # a worker reads the file: less to send, and no cache
+
     def save(self, folder: Path) -> TokenizerPart:
         """Copies a vocabulary of one's own; open_clip's is not copied, as it comes with the package."""
-        if self.part.path is None:  # type: ignore[attr-defined]
+        if self.part.path is None:
             return self.part
         shutil.copyfile(self.file, folder / "clip_bpe.txt.gz")
         return self.part.model_copy(update={"path": "clip_bpe.txt.gz"})

@@ -68,18 +68,11 @@ class CutTokenizer(ABC):
         """Copies what the tokenizer is made of into `folder`; returns the part that `build(base=folder)` needs."""
         return self.part
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (self.part, self.base)
-
     def __eq__(self, other: object) -> bool:
         return isinstance(other, CutTokenizer) and self.fingerprint == other.fingerprint
 
     def __hash__(self) -> int:
         return hash(self.fingerprint)
-
-
-def _rebuild(part: TokenizerPart, base: Path | None) -> CutTokenizer:
-    return part.build(base)
 
 
 def prepared(texts: Sequence[str], *, clean: Clean, max_bytes: int) -> list[str]:

@@ -1,0 +1,63 @@
+"""What every benchmark is: settings, data, and one measurement of a view."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field
+from torch import Tensor
+
+from eval.data import DataField, open_data
+from eval.view import View
+from vlp.embed import Encoder
+from vlp.metrics.chance import contains
+from vlp.metrics.interval import Interval
+from vlp.registry import Part
+
+
+@dataclass
+class Outcome:
+    """What one benchmark found, and what a report wants to show of it."""
+
+    metrics: dict[str, float]
+    n: int  # pictures measured
+    counts: dict[str, int] = field(default_factory=dict)
+    ci95: dict[str, Interval] = field(default_factory=dict)
+    chance: dict[str, float] = field(default_factory=dict)
+    lower_is_better: frozenset[str] = frozenset()
+    templates_hash: str | None = None
+    classes_hash: str | None = None
+    skips: dict[str, int] = field(default_factory=dict)
+    items: dict[str, Any] = field(default_factory=dict)  # columns for items.json
+    files: dict[str, Any] = field(default_factory=dict)  # JSON files by name
+    text: Tensor | None = None  # features of items["captions"]
+    shown: set[int] = field(default_factory=set)  # picture rows that a report shows
+
+    def contains_chance(self) -> dict[str, bool]:
+        """Per metric with both an interval and a chance: whether it is not shown to be better than chance."""
+        return {
+            name: contains(self.chance[name], interval, lower_is_better=name in self.lower_is_better)
+            for name, interval in self.ci95.items()
+            if name in self.chance
+        }
+
+
+class BenchmarkPart(Part):
+    """A benchmark on one data set. `dataset` is its name in records and the name of its folder."""
+
+    task: ClassVar[str]
+
+    dataset: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    data: DataField
+    language: str = "en"
+
+    def measure(self, view: View) -> Outcome:
+        """The benchmark's numbers for one model on one data set."""
+        raise NotImplementedError
+
+    def run(self, model: Any) -> dict[str, float]:
+        """Metric name to value, for a dual encoder or an Encoder, with nothing written."""
+        encoder = model if isinstance(model, Encoder) else Encoder(model, quiet=True)
+        return self.measure(View(encoder, open_data(self.data, folders=[Path()]), dataset=self.dataset)).metrics

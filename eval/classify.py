@@ -1,0 +1,114 @@
+"""Classification by an adapter, zero-shot unless another one is named."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from eval.benchmark import BenchmarkPart, Outcome
+from eval.data import locate
+from eval.view import Classes, View
+from vlp.adapters.task import Task
+from vlp.adapters.zeroshot import ZeroShot
+from vlp.data.stages import Labels
+from vlp.metrics.accuracy import Accuracy
+from vlp.metrics.calibration import Calibration
+from vlp.registry import PartOf
+from vlp.text.templates import checked, read_names, read_templates, template_set
+
+if TYPE_CHECKING:
+    AdapterPart = ZeroShot
+else:
+    AdapterPart = PartOf("vlp.adapters:ADAPTERS")
+SHOWN_PAIRS, SHOWN_EXAMPLES = 20, 4
+
+
+class Classification(BenchmarkPart):
+    """Accuracy on pictures with one class each.
+
+    `names`: the class names in label order or a file with them; `templates`: a set's name, a file, or the templates.
+    What is given here is used; only what is not given is taken from the data set's folder, and then `photo`.
+    """
+
+    task: ClassVar[str] = "zeroshot_classification"
+
+    label: str = "cls"  # member or JSON field with the class index or class name
+    names: tuple[str, ...] | str | None = None
+    templates: tuple[str, ...] | str | None = None
+    adapter: AdapterPart = ZeroShot()
+    bins: int = Field(15, ge=1)
+    batch: int = Field(4096, ge=1)  # pictures scored at once
+    n_boot: int = Field(1000, ge=1)
+
+    def measure(self, view: View) -> Outcome:
+        """acc1, acc5, mean_per_class_recall and calibration."""
+        task = Task(_names(self.names, view), _templates(self.templates, view))
+        classifier = self.adapter.fit(view.encoder, task)
+        # a set with repeated class names can only have indices as labels
+        known = tuple(task.names) if len(set(task.names)) == len(task.names) else ()
+        classes = view.labels(Labels(field=self.label, classes=known), purpose="scoring")
+        accuracy, calibration = Accuracy(len(task.names)), Calibration(self.bins)
+        for rows, label in zip(classes.rows.split(self.batch), classes.label.split(self.batch)):
+            logits = classifier(view.image[rows])
+            accuracy.update(logits, label)
+            calibration.update(logits, label)
+        confusion = _confusion(accuracy, classes, task)
+        return Outcome(
+            metrics={**accuracy.compute(), **calibration.compute()},
+            n=len(classes.rows),
+            counts={"images": len(classes.rows), "classes": len(task.names), "templates": len(task.templates)},
+            ci95=accuracy.intervals(n_boot=self.n_boot),
+            chance=accuracy.chance(),
+            templates_hash=task.templates_hash,
+            classes_hash=task.names_hash,
+            skips=classes.skips,
+            items={"names": list(task.names), "labels": _labels(classes, len(view.image))},
+            files={"confusion.json": confusion},
+            shown={row for pair in confusion["pairs"] for row in pair["examples"]},
+        )
+
+
+def _names(given: tuple[str, ...] | str | None, view: View) -> tuple[str, ...]:
+    if isinstance(given, str):
+        return read_names(locate(given, folders=view.folders))
+    names = given or view.opened.names
+    if names is None:
+        raise ValueError(
+            f"{view.dataset}: no class names: the data set's folder has none (classnames.txt), so give "
+            "`names: [...]` or `names: FILE` in the suite"
+        )
+    return names
+
+
+def _templates(given: tuple[str, ...] | str | None, view: View) -> tuple[str, ...]:
+    if given is None:
+        return view.opened.templates or template_set("photo")
+    if isinstance(given, str):
+        is_file = given.endswith((".txt", ".json"))
+        return read_templates(locate(given, folders=view.folders)) if is_file else template_set(given)
+    return checked(given, where=f"{view.dataset}: templates")
+
+
+def _confusion(accuracy: Accuracy, classes: Classes, task: Task) -> dict[str, Any]:
+    """The most frequent mistakes, with some pictures of each."""
+    table, counts = accuracy.table(), accuracy.confusion()
+    counts.fill_diagonal_(0)
+    order = counts.flatten().topk(min(SHOWN_PAIRS, counts.numel()))
+    predicted = accuracy.predictions()
+    pairs = []
+    for cell, count in zip(order.indices.tolist(), order.values.tolist()):
+        if count:
+            true, guess = divmod(cell, len(task.names))
+            rows = classes.rows[(classes.label == true) & (predicted == guess)]
+            examples = rows[:SHOWN_EXAMPLES].tolist()
+            pairs.append({"true": true, "predicted": guess, "count": count, "examples": examples})
+    recall = [float(value) if support else None for value, support in zip(table.recall, table.support)]
+    return {"schema": 1, "names": list(task.names), "support": table.support.tolist(), "recall": recall, "pairs": pairs}
+
+
+def _labels(classes: Classes, count: int) -> list[int | None]:
+    labels: list[int | None] = [None] * count
+    for row, label in zip(classes.rows.tolist(), classes.label.tolist()):
+        labels[row] = label
+    return labels

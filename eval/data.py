@@ -1,0 +1,103 @@
+"""The data of a benchmark: where they lie, and how they are opened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+import numpy as np
+from pydantic import BeforeValidator, Field, model_validator
+
+from eval.layout import is_layout, read_layout, read_words
+from vlp.data.schema import DataError
+from vlp.data.sources import Records, Selected, Source, open_records
+from vlp.registry import Part, PartOf
+
+if TYPE_CHECKING:
+    SourcePart = Source
+else:
+    SourcePart = PartOf("vlp.data:SOURCES", Source)
+CSV = (".csv", ".tsv")
+
+
+class Data(Part):
+    """A path (folder of shards, one tar, a glob, a folder in CLIP_benchmark's layout), or any source of `vlp.data`.
+
+    In YAML `data: PATH` is short for `data: {path: PATH}`, and `data: {name: csv, ...}` for `data: {source: ...}`.
+    """
+
+    path: str | None = None
+    source: SourcePart | None = None
+    split: str = "test"  # of a folder in CLIP_benchmark's layout
+    limit: int | None = Field(None, ge=1)  # only the first pictures
+    made_by: str | None = None  # the command that makes the data: said when they are missing
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Data:
+        if (self.path is None) == (self.source is None):
+            raise ValueError('give either "path" or a source such as {name: csv, ...}')
+        return self
+
+
+def _written_short(value: Any) -> Any:
+    if isinstance(value, str):
+        return {"path": value}
+    if isinstance(value, Mapping) and "name" in value:
+        own = {key: value[key] for key in ("limit", "made_by") if key in value}
+        return {"source": {key: item for key, item in value.items() if key not in own}, **own}
+    return value
+
+
+DataField = Annotated[Data, BeforeValidator(_written_short)]
+
+
+class Opened(NamedTuple):
+    """Records of a benchmark, and what its folder says about classes."""
+
+    records: Records
+    names: tuple[str, ...] | None = None
+    templates: tuple[str, ...] | None = None
+
+
+def open_data(data: Data, *, folders: Sequence[Path] = ()) -> Opened:
+    """The records; a relative path is looked for in each of `folders`, then in the working directory."""
+    opened = _open_path(data.path, data, folders) if data.path else Opened(open_records(data.source or {}))
+    if data.limit and data.limit < len(opened.records):
+        first = np.arange(data.limit, dtype=np.int64)
+        opened = opened._replace(records=Selected(opened.records, first, left_out="beyond_limit"))
+    return opened
+
+
+def _open_path(path: str, data: Data, folders: Sequence[Path]) -> Opened:
+    found = locate(path, folders=folders, made_by=data.made_by)
+    if is_layout(Path(found), data.split):
+        layout = read_layout(Path(found), data.split)
+        return Opened(open_records({"name": "shards", "urls": layout.shards}), layout.names, layout.templates)
+    source = {"name": "csv", "path": found} if Path(found).suffix in CSV else {"name": "shards", "urls": found}
+    words = read_words(Path(found))
+    return Opened(open_records(source), words.names, words.templates)
+
+
+def locate(path: str, *, folders: Sequence[Path], made_by: str | None = None) -> str:
+    """The path as it is found from here; DataError naming every place that was looked at, and the remedy."""
+    if "://" in path:
+        return path
+    places = [folder / path for folder in (*folders, Path())] if not Path(path).is_absolute() else [Path(path)]
+    for place in dict.fromkeys(places):
+        if place.exists() or _matches(place):
+            return str(place)
+    tried = "\n".join(f"  {place}" for place in dict.fromkeys(places))
+    remedy = f"\nmake it with: {made_by}" if made_by else '\nset another place with "data=FOLDER"'
+    raise DataError(f'no data at "{path}" (in {Path.cwd()}); looked at\n{tried}{remedy}')
+
+
+def _matches(pattern: Path) -> bool:
+    from vlp.data.urls import resolve
+
+    if not any(letter in str(pattern) for letter in "*?[{:"):
+        return False
+    try:
+        return bool(resolve(str(pattern)))
+    except DataError:
+        return False

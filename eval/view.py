@@ -1,0 +1,129 @@
+"""One data set as one model sees it: read and encoded once, shared by every benchmark on it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from eval.data import Opened
+from vlp.data.schema import DataError
+from vlp.data.stages import Captions, Fields, Labels
+from vlp.embed import Encoded, Encoder
+from vlp.types import BadSampleError
+
+T = TypeVar("T")
+
+
+class Texts(NamedTuple):
+    """All captions of the pictures that have any."""
+
+    captions: list[str]
+    caption_image: Int[Tensor, "M"]  # row of the picture each belongs to
+    skips: dict[str, int]  # pictures without a usable caption, by reason
+
+
+class Classes(NamedTuple):
+    """The labels of the pictures that have one; reading them is counted."""
+
+    label: Int[Tensor, "B"]
+    rows: Int[Tensor, "B"]  # the pictures they belong to
+    skips: dict[str, int]
+
+
+@dataclass
+class Place:
+    """Where a picture lies."""
+
+    shard: str
+    key: str
+    index: int
+
+
+class View:
+    """Rows are the pictures that could be read, in the order of the source; everything is made when first asked for."""
+
+    def __init__(self, encoder: Encoder, opened: Opened, *, dataset: str, folders: Sequence[Path] = ()) -> None:
+        self.encoder, self.opened, self.dataset, self.folders = encoder, opened, dataset, folders
+        self.label_reads: Counter[str] = Counter()  # the guard: what test labels were read for, and how often
+        self._made: dict[Hashable, object] = {}
+
+    @property
+    def encoded(self) -> Encoded:
+        """Features of the pictures."""
+        return self._once("image", self._encode)
+
+    @property
+    def image(self) -> Float[Tensor, "N D"]:
+        return self.encoded.features
+
+    def texts(self, fields: Captions, *, purpose: str) -> Texts:
+        """All captions in `fields`. Which caption belongs to which picture is a label, so reading it is counted."""
+        self.label_reads[purpose] += 1
+        return self._once(("texts", fields), lambda: self._read_texts(fields))
+
+    def text_features(self, captions: list[str]) -> Float[Tensor, "M D"]:
+        """Features of captions, encoded once for all benchmarks that use the same ones."""
+        return self._once(("text", tuple(captions)), lambda: self.encoder.texts(captions))
+
+    def labels(self, labels: Labels, *, purpose: str) -> Classes:
+        """Class indices; `purpose` says in the record what they were read for."""
+        self.label_reads[purpose] += 1
+        return self._once(("labels", labels), lambda: self._read_labels(labels))
+
+    def places(self) -> list[Place]:
+        """Key, shard and position of every row."""
+        return self._once("places", self._read_places)
+
+    def _encode(self) -> Encoded:
+        encoded = self.encoder.images(self.opened.records)
+        if not encoded.kept:
+            raise DataError(
+                f"{self.dataset}: none of {len(self.opened.records)} pictures could be read: {encoded.reasons()}"
+            )
+        return encoded
+
+    def _read_texts(self, fields: Captions) -> Texts:
+        captions, rows, skips = list[str](), list[int](), Counter[str]()
+        for row, index in enumerate(self.encoded.kept):
+            try:
+                found = fields.texts(self._fields(index, fields.fields))
+            except BadSampleError as error:
+                skips[error.reason] += 1
+                continue
+            found = list(dict.fromkeys(found))  # the same words twice are one caption
+            captions += found
+            rows += [row] * len(found)
+        if not captions:
+            raise DataError(f"{self.dataset}: no picture has a caption in {', '.join(fields.fields)}: {dict(skips)}")
+        return Texts(captions, torch.tensor(rows), dict(skips))
+
+    def _read_labels(self, labels: Labels) -> Classes:
+        found, rows, skips = list[int](), list[int](), Counter[str]()
+        for row, index in enumerate(self.encoded.kept):
+            try:
+                found.append(labels.index(self._fields(index, (labels.field,))))
+                rows.append(row)
+            except BadSampleError as error:
+                skips[error.reason] += 1
+        if not found:
+            raise DataError(f"{self.dataset}: no picture has a label in {labels.field}: {dict(skips)}")
+        return Classes(torch.tensor(found), torch.tensor(rows), dict(skips))
+
+    def _read_places(self) -> list[Place]:
+        return [Place(*self.opened.records.name(index), index) for index in self.encoded.kept]
+
+    def _fields(self, index: int, names: Sequence[str]) -> Fields:
+        """The text members of a sample; its picture is not read again."""
+        return Fields(self.opened.records.read(index, {"json", *names}))
+
+    def _once(self, key: Hashable, make: Callable[[], T]) -> T:
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]  # type: ignore[return-value]

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vlp.data.collate import collate
+from vlp.data.stages import Item
+from vlp.text.clip_bpe import ClipBPE
+from vlp.types import UNLABELLED, Skip
+
+TOKENIZER = ClipBPE().build()
+SHORT = ClipBPE(context=10).build()
+
+
+def item(number: int, captions: list[str], label: int | None = None, **extra: torch.Tensor) -> Item:
+    return Item(torch.full((3, 4, 6), number, dtype=torch.uint8), captions, label, extra, f"s:{number}")
+
+
+def test_slots_captions_and_masks() -> None:
+    skip = Skip("no_caption", "src", "s.tar", "k")
+    texts = ["a red circle", "two", "a much longer caption with more words in it"]
+    items = [item(1, texts[:2], 5), None, item(3, texts[2:])]
+    batch = collate(items, tokenizer=TOKENIZER, captions=2, size=(4, 6), skips=[skip], sources=[0, 1, 1])
+    assert batch.image.dtype == torch.uint8
+    assert batch.image[:, 0, 0, 0].tolist() == [1, 0, 3]
+    assert batch.valid.tolist() == [True, False, True]
+    assert batch.caption_mask.tolist() == [[True, True], [False, False], [True, False]]
+    assert batch.text.shape == batch.token_mask.shape == (3, 2, 16)
+    for (slot, number), text in {(0, 0): texts[0], (0, 1): texts[1], (2, 0): texts[2]}.items():
+        ids = TOKENIZER.encode([text])[0]
+        assert batch.text[slot, number].tolist() == ids + [0] * (16 - len(ids))
+        assert batch.token_mask[slot, number].tolist() == [True] * len(ids) + [False] * (16 - len(ids))
+    assert not batch.token_mask[1].any()
+    assert not batch.token_mask[2, 1].any()
+    assert batch.label.tolist() == [5, UNLABELLED + 1, UNLABELLED + 2]
+    assert batch.source.tolist() == [0, 1, 1]
+    assert batch.keys == ("s:1", "", "s:3")
+    assert batch.skips == (skip,)
+    assert not batch.extra
+
+
+def test_length_is_rounded_up_and_at_most_the_context() -> None:
+    long = item(1, ["word " * 50])
+    assert collate([long], tokenizer=SHORT, captions=1, size=(4, 6)).text.shape == (1, 1, 10)
+    assert collate([long], tokenizer=TOKENIZER, captions=1, size=(4, 6)).text.shape == (1, 1, 56)
+    assert collate([item(1, ["a b c d e f"])], tokenizer=TOKENIZER, captions=1, size=(4, 6)).text.shape == (1, 1, 8)
+    assert collate([item(1, ["a"])], tokenizer=TOKENIZER, captions=1, size=(4, 6), round_to=1).text.shape == (1, 1, 3)
+
+
+def test_captions_beyond_k_are_left_out() -> None:
+    batch = collate([item(1, ["a", "b", "word " * 60])], tokenizer=TOKENIZER, captions=2, size=(4, 6))
+    assert batch.text.shape == (1, 2, 8)
+
+
+def test_a_batch_without_a_sample() -> None:
+    batch = collate([None, None], tokenizer=TOKENIZER, captions=3, size=(4, 6))
+    assert batch.text.shape == (2, 3, 8)
+    assert batch.image.shape == (2, 3, 4, 6)
+    assert not batch.valid.any()
+    assert not batch.caption_mask.any()
+
+
+def test_extra_columns_are_stacked_with_zeros_for_empty_slots() -> None:
+    items = [item(1, ["a"], box=torch.tensor([1.0, 2.0])), None, item(2, ["b"], box=torch.tensor([3.0, 4.0]))]
+    batch = collate(items, tokenizer=TOKENIZER, captions=1, size=(4, 6), labels=[7, 8, 9], keys=["x", "y", "z"])
+    assert batch.extra["box"].tolist() == [[1, 2], [0, 0], [3, 4]]
+    assert batch.label.tolist() == [7, 8, 9]
+    assert batch.keys == ("x", "y", "z")
+    with pytest.raises(ValueError, match='column "box" is missing in s:5'):
+        collate([items[0], item(5, ["a"])], tokenizer=TOKENIZER, captions=1, size=(4, 6))
+
+
+def test_a_picture_of_another_size_is_named() -> None:
+    with pytest.raises(ValueError, match=r"s:1: picture \[3, 4, 6\], the batch holds \[3, 8, 8\]"):
+        collate([item(1, ["a"])], tokenizer=TOKENIZER, captions=1, size=(8, 8))

@@ -1,0 +1,221 @@
+"""Suites from YAML to records and files, with a model whose results are known."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from eval import record
+from eval.retrieve import Retrieval
+from eval.suite import Suite, as_table, load_suite, run_suite
+from tests.eval.colours import COLOURS, ColourDual, colour_shard, jpeg, write_shard
+from vlp.config import ConfigError
+from vlp.data.schema import DataError
+from vlp.embed import Encoder
+from vlp.log import console
+from vlp.models import pretrained
+
+ONE_EACH = """
+name: colours
+benchmarks:
+  - {name: retrieval, dataset: pairs, data: one.tar}
+  - {name: health, dataset: pairs, data: one.tar}
+  - name: zeroshot
+    dataset: labelled
+    data: two.tar
+    names: [red, green, blue, yellow, white]
+    templates: ["{}", "a {c}."]
+"""
+
+
+@pytest.fixture(autouse=True)
+def _hashed(monkeypatch):
+    monkeypatch.setattr(pretrained, "weights_hash", lambda dual: "0" * 16)
+
+
+@pytest.fixture
+def suite(tmp_path):
+    colour_shard(tmp_path / "one.tar", per_colour=1)
+    colour_shard(tmp_path / "two.tar", per_colour=3, broken=1)
+    (tmp_path / "suite.yaml").write_text(ONE_EACH)
+    return load_suite(tmp_path / "suite.yaml")
+
+
+def test_every_benchmark_writes_a_record_with_known_numbers(suite, tmp_path):
+    records = run_suite(ColourDual(), suite, out=tmp_path / "out", step=7, model_name="colours")
+    pairs, health, labelled = records
+    for name in ("image_retrieval_recall@1", "text_retrieval_recall@1"):
+        assert pairs.metrics[name] == 1.0
+        assert pairs.ci95[name] == (1.0, 1.0)
+        assert pairs.chance[name] == pytest.approx(0.2)
+        assert pairs.contains_chance[name] is False
+    assert pairs.contains_chance["image_retrieval_recall@5"] is True  # five pictures: everyone reaches 1
+    assert (pairs.n, pairs.counts, pairs.skips) == (5, {"images": 5, "texts": 5}, {})
+    assert health.metrics["temperature"] == pytest.approx(0.1)
+    assert 0 <= health.metrics["alignment"] < 0.01
+    assert labelled.metrics["acc1"] == 1.0 == labelled.metrics["mean_per_class_recall"]
+    assert "acc5" not in labelled.metrics  # of five classes it says nothing
+    assert labelled.n == 15
+    assert sum(labelled.skips.values()) == 1
+    assert labelled.task == "zeroshot_classification"
+    assert labelled.templates_hash != labelled.classes_hash
+    assert {row.test_label_reads for row in records} == {1}
+    assert {row.step for row in records} == {7}
+    assert all(row.data_hash and row.weights_hash and row.code_version and row.seconds >= 0 for row in records)
+
+
+def test_lines_have_the_keys_of_clip_benchmark_and_add_up(suite, tmp_path):
+    for step in (1, 2):
+        run_suite(ColourDual(), suite, out=tmp_path / "out", step=step)
+    path = tmp_path / "out" / "results.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len(lines) == 6
+    for line in lines:
+        assert {"dataset", "model", "pretrained", "task", "metrics", "language"} <= set(line)
+        assert line["schema_version"] == 1
+    assert [row.step for row in record.read(path)] == [1, 1, 1, 2, 2, 2]
+    path.write_text("{}\n")
+    with pytest.raises(ValueError, match=r"results\.jsonl:1"):
+        list(record.read(path))
+
+
+def test_a_picture_is_encoded_once_for_all_benchmarks_on_it(suite, tmp_path):
+    dual = ColourDual()
+    run_suite(Encoder(dual, batch_size=100), suite, out=tmp_path / "out")
+    assert [shape[0] for kind, shape in dual.calls if kind == "image"] == [5, 15]
+    assert sum(shape[0] for kind, shape in dual.calls if kind == "text") == 5 + 2 * 5
+
+
+def test_files_for_reports_and_search(suite, tmp_path):
+    run_suite(ColourDual(), suite, out=tmp_path / "out")
+    folder = tmp_path / "out" / "eval" / "pairs"
+    features, items = load_file(folder / "features.safetensors"), json.loads((folder / "items.json").read_text())
+    assert features["image"].shape == (5, 3) == features["text"].shape
+    assert items["keys"] == [f"s{number:07d}" for number in range(5)]
+    assert items["shards"] == ["one.tar"] * 5
+    assert items["indices"] == list(range(5)) == items["caption_image"]
+    assert items["captions"][0] == "picture 0 is red"
+    shown = json.loads((folder / "retrieval.json").read_text())
+    assert (shown["num_images"], shown["num_texts"], shown["k"]) == (5, 5, 5)
+    for query in shown["text_to_image"]:
+        assert query["found"][0] == query["image"]
+        assert query["correct"] == [True, False, False, False, False]
+        assert query["text"] == items["captions"][query["caption"]]
+    for query in shown["image_to_text"]:
+        assert query["texts"] == [items["captions"][row] for row in query["found"]]
+    thumbnails = {int(path.stem) for path in (folder / "thumbnails").glob("*.jpg")}
+    assert thumbnails == set(range(5))
+    assert Image.open(folder / "thumbnails" / "0.jpg").getpixel((5, 5))[0] > 200
+    labelled = tmp_path / "out" / "eval" / "labelled"
+    items = json.loads((labelled / "items.json").read_text())
+    assert items["names"] == list(COLOURS)
+    assert items["labels"] == [c for c in range(5) for _ in range(3)]
+    confusion = json.loads((labelled / "confusion.json").read_text())
+    assert confusion["pairs"] == []
+    assert confusion["recall"] == [1.0] * 5
+
+
+def test_mistakes_are_listed_with_pictures(suite, tmp_path):
+    dual = ColourDual()
+    dual.table[[1, 3]] = dual.table[[3, 1]]  # red and blue taken for each other
+    found = run_suite(dual, suite, out=tmp_path / "out")[2]
+    confusion = json.loads((tmp_path / "out" / "eval" / "labelled" / "confusion.json").read_text())
+    assert found.metrics["acc1"] == pytest.approx(0.6)
+    assert {(p["true"], p["predicted"], p["count"]) for p in confusion["pairs"]} == {(0, 2, 3), (2, 0, 3)}
+    assert confusion["pairs"][0]["examples"] in ([0, 1, 2], [6, 7, 8])
+    assert (tmp_path / "out/eval/labelled/thumbnails/0.jpg").is_file()
+
+
+def test_lists_of_captions_any_of_them_finds(suite, tmp_path):
+    part = Retrieval(dataset="pairs", data=str(tmp_path / "one.tar"), captions={"fields": ["captions"]}, k=(1, 2))
+    values = part.run(ColourDual())
+    assert values["image_retrieval_recall@1"] == 1.0 == values["text_retrieval_recall@1"]
+    assert values["text_retrieval_recall@2"] == 1.0
+
+
+def test_pictures_without_captions_leave_and_are_counted(tmp_path):
+    samples = [{"jpg": jpeg(colour), "txt": f"{colour}".encode()} for colour in COLOURS]
+    samples.insert(1, {"jpg": jpeg("red"), "json": b"{}"})
+    samples.insert(3, {"jpg": jpeg("red"), "txt": b"  "})
+    write_shard(tmp_path / "t.tar", samples)
+    plan = Suite(
+        name="t", benchmarks=[{"name": "retrieval", "dataset": "t", "data": str(tmp_path / "t.tar"), "k": [1]}]
+    )
+    (found,) = run_suite(ColourDual(), plan, out=tmp_path / "out")
+    assert found.n == 5
+    assert found.skips == {"no_caption": 1, "empty_caption": 1}
+    assert found.metrics["image_retrieval_recall@1"] == 1.0
+    shown = json.loads((tmp_path / "out/eval/t/retrieval.json").read_text())
+    assert [query["image"] for query in shown["image_to_text"]] == [0, 2, 4, 5, 6]  # rows of items.json
+    assert all(query["found"][0] == query["image"] for query in shown["text_to_image"])
+
+
+def test_limit_takes_the_first_pictures(suite, tmp_path):
+    plan = {"name": "retrieval", "dataset": "p", "data": {"path": str(tmp_path / "one.tar"), "limit": 3}}
+    first = Suite(name="t", benchmarks=[plan])
+    (found,) = run_suite(ColourDual(), first, out=tmp_path / "out")
+    assert found.n == 3
+    assert found.data_hash != run_suite(ColourDual(), suite, out=tmp_path / "out")[0].data_hash
+
+
+def test_paths_start_at_the_data_override_the_file_or_here(tmp_path, monkeypatch):
+    colour_shard(tmp_path / "elsewhere" / "one.tar")
+    (tmp_path / "sub").mkdir()
+    text = "name: s\ndata: nowhere\nbenchmarks: [{name: retrieval, dataset: d, data: one.tar}]\n"
+    (tmp_path / "sub" / "s.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    plan = load_suite("sub/s.yaml", ["data=elsewhere"])
+    assert run_suite(ColourDual(), plan, out=tmp_path / "out")[0].n == 10
+    plan = load_suite("sub/s.yaml", ["data=../elsewhere"])
+    assert run_suite(ColourDual(), plan, out=tmp_path / "out")[0].n == 10
+    with pytest.raises(DataError, match=r'(?s)no data at "one.tar".*nowhere/one\.tar.*data=FOLDER'):
+        run_suite(ColourDual(), load_suite("sub/s.yaml"), out=tmp_path / "out")
+
+
+def test_missing_data_says_what_makes_them_before_anything_is_encoded(suite, tmp_path):
+    dual = ColourDual()
+    values = suite.model_dump(mode="json")
+    values["benchmarks"][2]["data"] = {"path": "three.tar", "made_by": "make demo"}
+    with pytest.raises(DataError, match=r"(?s)three\.tar.*make it with: make demo"):
+        run_suite(dual, Suite.model_validate(values), out=tmp_path / "out")
+    assert not dual.calls
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("benchmarks.0.blok=3", r'benchmarks\.0\.blok: unknown field; did you mean "block"'),
+        ("benchmarks.0.name=retreival", 'unknown benchmark "retreival"; did you mean "retrieval"'),
+        ("benchmarks.0.dataset=../x", r"benchmarks\.0\.dataset"),
+        ("benchmarks.1.data=two.tar", 'dataset "pairs" stands already for other data'),
+        ("benchmarks=[]", "benchmarks"),
+        ("benchmarks.0.data={limit: 3}", "give either"),
+    ],
+)
+def test_faults_name_their_place(suite, tmp_path, override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_suite(tmp_path / "suite.yaml", [override])
+
+
+def test_unreadable_data_sets_are_errors(tmp_path):
+    shard = write_shard(tmp_path / "bad.tar", [{"jpg": b"nothing", "txt": b"red"}])
+    with pytest.raises(DataError, match="none of 1 pictures"):
+        Retrieval(dataset="d", data=str(shard)).run(ColourDual())
+    shard = write_shard(tmp_path / "mute.tar", [{"jpg": jpeg("red"), "cls": b"0"}])
+    with pytest.raises(DataError, match="no picture has a caption"):
+        Retrieval(dataset="d", data=str(shard)).run(ColourDual())
+
+
+def test_the_table_marks_what_is_at_chance(suite, tmp_path):
+    dual = ColourDual()
+    dual.table[1:] = torch.rand(5, 3)
+    records = run_suite(dual, suite, out=tmp_path / "out")
+    with console.capture() as shown:
+        console.print(as_table(records, title="t"), width=80)
+    lines = shown.get().splitlines()
+    assert any("image_retrieval_recall@5" in line and "*" in line for line in lines)
+    assert max(map(len, lines)) <= 80

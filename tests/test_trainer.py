@@ -1,0 +1,254 @@
+"""A run as a user makes it: resumed, interrupted, cut into processes, fed with bad samples, and refused."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.shards import make_shards
+from vlp import checkpoint, config
+from vlp.log import read_lines, read_steps
+from vlp.models import pretrained
+from vlp.run import Run
+from vlp.trainer import Evaluator, NonFiniteError, Trainer
+
+ROOT = Path(__file__).parent.parent
+
+
+def settings(out: Path, urls: str, **changes: Any) -> dict[str, Any]:
+    return {
+        "name": "t",
+        "out": str(out),
+        "model": {"arch": "vlp-nano"},
+        "data": {
+            "batch_size": 8,
+            "streams": 4,
+            "workers": 0,
+            "sources": [{"name": "shards", "urls": urls}],
+            "augment": {"scale": [0.5, 1.0]},
+        },
+        "losses": ["infonce"],
+        "duration": "10steps",
+        "optim": {"lr": 1e-3},
+        "save": {"every": "4steps", "keep": 3},
+        "log": {"every": "1steps"},
+        "device": "cpu",
+        "threads": 1,
+        **changes,
+    }
+
+
+def make(out: Path, urls: str, *overrides: str, evaluators: Any = (), **changes: Any) -> Trainer:
+    values = config.apply_overrides(settings(out, urls, **changes), overrides)
+    return Trainer(config.validate(Run, values, where="test"), evaluators=evaluators)
+
+
+def losses(out: Path) -> list[float]:
+    return [record["loss"] for record in read_steps(out / "t" / "metrics.jsonl")]
+
+
+def final_weights(out: Path) -> dict[str, torch.Tensor]:
+    found = checkpoint.newest(out / "t" / "checkpoints")
+    assert found.path is not None
+    return checkpoint.load_tensors(found.path / "model" / "open_clip_model.safetensors")
+
+
+def stop_at(step: int) -> Evaluator:
+    def measure(dual: Any, done: int) -> dict[str, float]:
+        if done == step:
+            raise KeyboardInterrupt
+        return {}
+
+    return Evaluator("1steps", measure)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def urls(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return make_shards(tmp_path_factory.mktemp("shards"))
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory, urls: str) -> Path:
+    out = tmp_path_factory.mktemp("straight")
+    make(out, urls).train()
+    return out
+
+
+def test_the_loss_falls(tmp_path: Path, urls: str) -> None:
+    make(tmp_path, urls, "duration=40steps", "optim.lr=3e-3", "data.batch_size=16").train()
+    curve = losses(tmp_path)
+    assert len(curve) == 40
+    assert sum(curve[-5:]) < 0.8 * sum(curve[:5])
+
+
+def test_interrupted_in_the_epoch_equals_uninterrupted_bit_for_bit(tmp_path: Path, urls: str) -> None:
+    dropped = {"model": {"arch": "vlp-nano", "patch_dropout": 0.25}, "companions": [{"name": "ema", "decay": 0.9}]}
+    make(tmp_path / "a", urls, **dropped).train()
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "b", urls, evaluators=[_span(stop_at(5))], **dropped).train()
+    assert len(losses(tmp_path / "b")) == 5
+    make(tmp_path / "b", urls, **dropped).train()  # goes on at step 4, in the middle of an epoch of 6 steps
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+    left, right = final_weights(tmp_path / "a"), final_weights(tmp_path / "b")
+    assert all(torch.equal(left[name], right[name]) for name in left)
+    ema = [checkpoint.newest(tmp_path / s / "t" / "checkpoints").path for s in "ab"]
+    averages = [checkpoint.load_tensors(path / "companion.ema.safetensors") for path in ema if path]
+    assert all(torch.equal(averages[0][name], averages[1][name]) for name in averages[0])
+
+
+def _span(evaluator: Evaluator) -> Evaluator:
+    from vlp.duration import parse
+
+    return evaluator._replace(every=parse(evaluator.every))
+
+
+def test_workers_are_no_part_of_the_order(tmp_path: Path, urls: str, straight: Path) -> None:
+    make(tmp_path, urls, "data.workers=2").train()
+    assert losses(tmp_path) == losses(straight)
+
+
+def test_gradcache_equals_the_full_batch(tmp_path: Path, urls: str, straight: Path) -> None:
+    make(tmp_path, urls, "micro_batch=3").train()
+    assert losses(tmp_path) == pytest.approx(losses(straight), rel=2e-4)
+
+
+def test_a_checkpoint_is_the_model_and_its_run_again(tmp_path: Path, straight: Path) -> None:
+    dual = pretrained.load(straight / "t")
+    assert dual.transform.size == (32, 32)
+    again = config.load(Run, straight / "t" / "config.yaml")
+    assert again.duration == config.load(Run, straight / "t" / "checkpoints" / "step-00000010" / "config.yaml").duration
+    steps = [path.name for path in checkpoint.listed(straight / "t" / "checkpoints")]
+    assert steps == ["step-00000004", "step-00000008", "step-00000010"]
+
+
+def test_a_finished_run_started_again_does_nothing(straight: Path, urls: str) -> None:
+    before = losses(straight)
+    progress = make(straight, urls).train()
+    assert progress.step == 10
+    assert losses(straight) == before
+
+
+def test_changed_settings_are_refused_with_their_paths(straight: Path, urls: str) -> None:
+    with pytest.raises(checkpoint.CheckpointError, match=r"optim\.lr: 0\.001 in the checkpoint, 0\.002 now"):
+        make(straight, urls, "optim.lr=2e-3").train()
+    make(straight, urls, "optim.lr=2e-3", "allow_change=[optim]").train()
+
+
+def test_changed_shards_are_refused(tmp_path: Path) -> None:
+    urls = make_shards(tmp_path / "data")
+    make(tmp_path, urls, "duration=4steps").train()
+    make_shards(tmp_path / "data", samples=40)
+    with pytest.raises(checkpoint.CheckpointError, match="fingerprint"):
+        make(tmp_path, urls, "duration=4steps").train()
+
+
+def test_bad_samples_leave_the_loss_and_are_counted_by_reason(tmp_path: Path) -> None:
+    broken = {
+        3: {"jpg": b"<html>404</html>"},
+        9: {"json": b'{"caption": "  "}'},
+        20: {"jpg": make_truncated()},
+    }
+    urls = make_shards(tmp_path / "data", broken=broken)
+    progress = make(tmp_path, urls, "duration=1epochs", "data.max_bad_fraction=0.2").train()
+    assert dict(progress.skips) == {"not_image": 1, "empty_caption": 1, "truncated_image": 1}
+    lines = list(read_lines(tmp_path / "t" / "skips.jsonl"))
+    assert sorted((line["reason"], line["key"]) for line in lines) == [
+        ("empty_caption", "000009"), ("not_image", "000003"), ("truncated_image", "000020"),
+    ]  # fmt: skip
+    assert all(line["shard"].endswith(".tar") for line in lines)
+
+
+def make_truncated() -> bytes:
+    from tests.shards import picture
+
+    return picture(20)[0][:-200]
+
+
+def test_too_many_bad_samples_stop_the_run_with_counts(tmp_path: Path) -> None:
+    urls = make_shards(tmp_path / "data", samples=160, broken={i: {"jpg": b"no"} for i in range(0, 160, 8)})
+    with pytest.raises(RuntimeError, match=r"not_image \d+.*max_bad_fraction=0.01.*skips\.jsonl"):
+        make(tmp_path, urls, "duration=1epochs").train()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_keys(tmp_path: Path, urls: str) -> None:
+    trainer = make(tmp_path, urls, "max_nonfinite=1")
+    with torch.no_grad():
+        next(iter(trainer.dual.visual.parameters())).fill_(float("nan"))
+    with pytest.raises(NonFiniteError, match=r"2 in a row.*\.tar"):
+        trainer.train()
+
+
+def test_one_folder_has_one_run(tmp_path: Path, urls: str) -> None:
+    trainer = make(tmp_path, urls)
+    holder = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        (tmp_path / "t").mkdir()
+        import json
+        import socket
+
+        (tmp_path / "t" / "lock.json").write_text(json.dumps({"pid": holder.pid, "host": socket.gethostname()}))
+        with pytest.raises(checkpoint.CheckpointError, match=f"in use by process {holder.pid}"):
+            trainer.train()
+    finally:
+        holder.kill()
+        holder.wait()
+    trainer.train()  # the holder is gone, so the lock is stale
+
+
+def test_batchnorm_refuses_to_be_cut(tmp_path: Path, urls: str) -> None:
+    model = {"arch": "resnet-tiny", "image_size": 32}
+    with pytest.raises(ValueError, match="BatchNorm"):
+        make(tmp_path, urls, "micro_batch=4", model=model)
+
+
+def run_file(out: Path, urls: str, **changes: Any) -> Path:
+    path = out / "run.yaml"
+    out.mkdir(parents=True, exist_ok=True)
+    path.write_text(config.to_yaml(settings(out, urls, **changes)))
+    return path
+
+
+def launch(path: Path, *overrides: str, world: int = 1, **options: Any) -> subprocess.CompletedProcess[str]:
+    head = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(world), "--master-port", "0"]
+    command = [*(head if world > 1 else [sys.executable]), "train.py", str(path), *overrides]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, **options)
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_and_a_run_goes_on_at_another_number(tmp_path: Path, urls: str, straight: Path) -> None:
+    two = launch(run_file(tmp_path / "two", urls), "expect_world=2", world=2)
+    assert two.returncode == 0, two.stderr[-3000:]
+    assert losses(tmp_path / "two") == pytest.approx(losses(straight), abs=1e-5)
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "mix", urls, evaluators=[_span(stop_at(5))]).train()
+    mixed = launch(run_file(tmp_path / "mix", urls), world=2)
+    assert mixed.returncode == 0, mixed.stderr[-3000:]
+    assert losses(tmp_path / "mix") == pytest.approx(losses(straight), abs=1e-5)
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_asks_to_be_requeued(tmp_path: Path, urls: str, straight: Path) -> None:
+    path = run_file(tmp_path, urls, duration="2000steps", save={"every": "100%", "keep": 2})
+    child = subprocess.Popen(
+        [sys.executable, "train.py", str(path)], cwd=ROOT, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while len(losses(tmp_path)) < 3 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    child.send_signal(signal.SIGTERM)
+    _, stderr = child.communicate(timeout=60)
+    assert child.returncode == 75, stderr[-3000:]
+    assert "requeue" in stderr
+    done = checkpoint.newest(tmp_path / "t" / "checkpoints").path
+    assert done is not None
+    assert checkpoint.step_of(done) == len(losses(tmp_path))

@@ -1,0 +1,138 @@
+"""Pictures in a folder, with captions beside them, in a table, or from the names of their folders."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from vlp.data.remote import ShardCache
+from vlp.data.schema import DataError
+from vlp.data.sources import Fact, Finite, Source
+from vlp.data.stages import IMAGE_MEMBERS
+from vlp.data.table import Rows, read_rows
+from vlp.types import BadSampleError, Sample
+
+_TABLES = ("captions.csv", "captions.tsv", "captions.jsonl", "metadata.csv", "metadata.jsonl")
+Layout = Literal["auto", "texts", "table", "classes"]
+
+
+class Folder(Source):
+    """Pictures under `path`. A sample gets `txt` and `json` from the files beside it (`texts`), the row of a table in
+    the folder (`table`: captions.csv and the like, by its column of file names), or `cls` from its folder (`classes`).
+    """
+
+    path: str
+    layout: Layout = "auto"
+    file_column: str = Field("file_name", description="layout table: the column of names relative to `path`")
+
+    def shown(self) -> str:
+        return self.title or Path(self.path).name or "folder"
+
+    def open(self, cache: ShardCache) -> FolderRecords:
+        root = Path(self.path).expanduser()
+        if not root.is_dir():
+            raise DataError(f"no such folder: {root} (in {Path.cwd()})")
+        return FolderRecords(root, self.layout, self.file_column)
+
+
+class FolderRecords(Finite):
+    """Samples of a folder in order of their names; the key is the path without its ending."""
+
+    def __init__(self, root: Path, layout: Layout, file_column: str) -> None:
+        self.root = root
+        files = _pictures(root)
+        self.notes: dict[str, int] = {}
+        self.layout = _detect(root, files) if layout == "auto" else layout
+        self.rows: Rows | None = None
+        if self.layout == "table":
+            files, self._row_of = self._from_table(files, file_column)
+        if self.layout == "classes":
+            self.classes = tuple(sorted({Path(name).parts[0] for name in files if len(Path(name).parts) > 1}))
+            self._class = {name: i for i, name in enumerate(self.classes)}
+            loose = [name for name in files if len(Path(name).parts) < 2]
+            self.notes["not_in_class_folder"] = len(loose)
+            files = [name for name in files if len(Path(name).parts) > 1]
+        self._ends = np.cumsum([len(os.fsencode(name)) for name in files]).astype(np.int64)
+        self._names = b"".join(os.fsencode(name) for name in files)  # one object, not a list that forks copy
+        self.sizes = np.array([len(files)], dtype=np.int64)
+        total = sum((root / name).stat().st_size for name in files)
+        self.facts = [Fact(root.name, total, len(files))]
+
+    def file(self, i: int) -> str:
+        """Path of picture i relative to the folder."""
+        return os.fsdecode(self._names[int(self._ends[i - 1]) if i else 0 : int(self._ends[i])])
+
+    def name(self, i: int) -> tuple[str, str]:
+        return self.root.name, str(Path(self.file(i)).with_suffix(""))
+
+    def read(self, i: int, only: Collection[str] | None = None) -> Sample:
+        name = self.file(i)
+        path, (shard, key) = self.root / name, self.name(i)
+        members: dict[str, bytes] = {}
+        if only is None or path.suffix[1:].lower() in only:
+            members[path.suffix[1:].lower()] = _read(path)
+        if self.layout == "classes":
+            label = Path(name).parts[0]
+            members |= {"cls": str(self._class[label]).encode(), "json": json.dumps({"class": label}).encode()}
+        elif self.layout == "table":
+            assert self.rows is not None
+            members["json"] = self.rows.json(int(self._row_of[i]))
+        else:
+            members |= {end: _read(side) for end in ("txt", "json") if (side := path.with_suffix(f".{end}")).is_file()}
+        return Sample(key, members if only is None else {k: v for k, v in members.items() if k in only}, shard, i)
+
+    def _from_table(self, files: list[str], column: str) -> tuple[list[str], np.ndarray]:
+        """Rows of the table whose picture exists, in the table's order; the others are counted."""
+        table = next((self.root / name for name in _TABLES if (self.root / name).is_file()), None)
+        if table is None:
+            raise DataError(f"{self.root}: layout: table needs one of {', '.join(_TABLES)} in the folder")
+        self.rows = read_rows(table)
+        names = self.rows.column(column, where=f"{table}: file_column")
+        there = set(files)
+        kept = [(name, i) for i, name in enumerate(names) if name in there]
+        self.notes["row_without_picture"] = len(names) - len(kept)
+        self.notes["picture_without_row"] = len(there - set(names))
+        if not kept:
+            example = f'row 1 says "{names[0]}"' if names else "it has no rows"
+            raise DataError(f"{table}: no row names a picture of {self.root} ({example})")
+        return [name for name, _ in kept], np.array([i for _, i in kept], dtype=np.int64)
+
+
+def _pictures(root: Path) -> list[str]:
+    """Paths of all pictures, relative and sorted; hidden files and links that leave the folder are not followed."""
+    found = []
+    for folder, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in files:
+            if not name.startswith(".") and name.rpartition(".")[2].lower() in IMAGE_MEMBERS:
+                found.append(os.path.relpath(os.path.join(folder, name), root).replace(os.sep, "/"))
+    if not found:
+        raise DataError(f"{root}: no pictures in it; looked for *.{', *.'.join(IMAGE_MEMBERS)}")
+    return sorted(found)
+
+
+def _detect(root: Path, files: list[str]) -> Layout:
+    if any((root / name).is_file() for name in _TABLES):
+        return "table"
+    sides = [(root / name).with_suffix(end).is_file() for name in files[:100] for end in (".txt", ".json")]
+    if any(sides):
+        return "texts"
+    if all("/" in name for name in files):
+        return "classes"
+    raise DataError(
+        f"{root}: no captions found: neither {_TABLES[0]}, nor a .txt beside the pictures, nor class folders; "
+        "set `layout` if the captions lie otherwise"
+    )
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BadSampleError("unreadable", str(error)) from error

@@ -1,0 +1,113 @@
+"""One local batch from its slots: read, prepare, label, collate. What loader workers run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from vlp.data.collate import collate
+from vlp.data.order import EMPTY, keyed_rng
+from vlp.data.plan import Plan
+from vlp.data.splits import hash64
+from vlp.data.stages import Captions, Item, Labels, prepare
+from vlp.data.stream import Stream
+from vlp.data.transforms import Preprocess
+from vlp.types import UNLABELLED, BadSampleError, Batch, Sample, Skip, Tokenizer
+
+_SAMPLE = 4  # first key of a sample's generator
+CLASS_STRIDE = 1 << 24  # labels of source k are k * CLASS_STRIDE + class
+SAMPLE_STRIDE = 1 << 36  # and UNLABELLED + k * SAMPLE_STRIDE + sample index
+TEXT_LABELS = 1 << 61  # labels from here on are hashes of captions
+EMPTY_LABELS = 1 << 62  # and these stand in slots that nothing came for
+
+
+class Made(NamedTuple):
+    """What became of one slot: its item, or None; its label; "shard:key"; why it was skipped, if it was."""
+
+    item: Item | None
+    label: int
+    key: str
+    skip: Skip | None = None
+
+
+class Server:
+    """`server[step]` is the local batch of a step: a map-style data set whose items are whole batches."""
+
+    def __init__(self, plan: Plan, *, tokenizer: Tokenizer, preprocess: Preprocess, known: Iterable[Skip] = ()) -> None:
+        self.plan, self.tokenizer, self.preprocess = plan, tokenizer, preprocess
+        self.names = [part.shown() for part in plan.parts]
+        self.known = {(skip.source, skip.shard, skip.key): skip for skip in known}
+        self.stages: list[tuple[Captions | None, Labels | None]] = [
+            (part.caption_stage(), part.label_stage(records.classes)) for part, records in zip(plan.parts, plan.records)
+        ]
+
+    def __getitem__(self, step: int) -> Batch:
+        slots = self.plan.slots(step)
+        made = self.make(step)
+        return collate(
+            [slot.item for slot in made],
+            tokenizer=self.tokenizer,
+            captions=self.plan.data.captions,
+            size=self.preprocess.size,
+            labels=[slot.label for slot in made],
+            sources=slots.source.tolist(),
+            keys=[slot.key for slot in made],
+            skips=[slot.skip for slot in made if slot.skip],
+        )
+
+    def make(self, step: int) -> list[Made]:
+        """The slots of a step before they are collated."""
+        columns = (column.tolist() for column in self.plan.slots(step))
+        return [self._slot(slot, *place) for slot, place in enumerate(zip(*columns))]
+
+    def _slot(self, slot: int, number: int, index: int, epoch: int) -> Made:
+        if index == EMPTY:
+            return Made(None, EMPTY_LABELS + slot, "")
+        records, source = self.plan.records[number], self.names[number]
+        shard = key = ""
+        sample: Sample | None = None
+        try:
+            if isinstance(records, Stream):
+                sample = records.next()
+                shard, key, index = sample.shard, sample.key, sample.index
+            elif self.known:
+                shard, key = records.name(index)
+            if skip := self.known.get((source, shard, key)):
+                return Made(None, self._unlabelled(number, index), f"{shard}:{key}", skip)
+            if not isinstance(records, Stream):
+                sample = records.read(index)
+            assert sample is not None
+            shard, key = sample.shard, sample.key
+            item = self._item(sample, number, epoch, index)
+            return Made(item, self._label(item, number, index), f"{shard}:{key}")
+        except BadSampleError as error:
+            if not key and not isinstance(records, Stream):
+                shard, key = records.name(index)
+            skip = Skip(error.reason, source, shard, key, error.detail)
+            return Made(None, self._unlabelled(number, index), f"{shard}:{key}", skip)
+
+    def _item(self, sample: Sample, number: int, epoch: int, index: int) -> Item:
+        captions, labels = self.stages[number]
+        data = self.plan.data
+        return prepare(
+            sample,
+            captions=captions,
+            labels=labels,
+            preprocess=self.preprocess,
+            augment=data.augment,
+            limits=data.limits,
+            rng=keyed_rng(self.plan.seed, _SAMPLE, number, epoch, index),
+        )
+
+    def _label(self, item: Item, number: int, index: int) -> int:
+        if self.plan.parts[number].kind == "label":
+            assert item.label is not None
+            if item.label >= CLASS_STRIDE:
+                raise BadSampleError("bad_label", f"class {item.label}; classes are numbers below {CLASS_STRIDE}")
+            return number * CLASS_STRIDE + item.label
+        if self.plan.data.same_caption_same_label:
+            return TEXT_LABELS + (hash64(" ".join(item.captions[0].split()).casefold()) & (TEXT_LABELS - 1))
+        return self._unlabelled(number, index)
+
+    def _unlabelled(self, number: int, index: int) -> int:
+        return UNLABELLED + number * SAMPLE_STRIDE + index

@@ -1,0 +1,58 @@
+"""The `data:` block of a run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field, model_validator
+
+from vlp.data.decode import Limits
+from vlp.data.order import MAX_STREAMS, num_streams
+from vlp.data.remote import ShardCache
+from vlp.data.sources import Source
+from vlp.data.transforms import Augment
+from vlp.registry import Part, PartOf
+
+if TYPE_CHECKING:
+    SourcePart = Source
+else:
+    SourcePart = PartOf("vlp.data:SOURCES", Source)
+
+
+class Data(Part):
+    """What is read, how it is mixed into global batches of `batch_size` pairs, and how hard the loader works."""
+
+    sources: Annotated[tuple[SourcePart, ...], Field(min_length=1)]
+    batch_size: int = Field(256, ge=1, description="N, pairs of one global batch over all processes")
+    streams: int | None = Field(None, ge=1, description=f"C; default: the largest divisor of N up to {MAX_STREAMS}")
+    window: int = Field(8, ge=1, description="shards whose samples are mixed with each other")
+    single_source: bool = Field(False, description="every batch from one source only")
+    mixture_block: int = Field(128, ge=1, description="steps after which every source has had exactly its share")
+    captions: int = Field(1, ge=1, description="K, caption slots of a picture")
+    same_caption_same_label: bool = Field(False, description="pairs with equal captions are positives of each other")
+    augment: Augment | None = Augment()
+    limits: Limits = Limits()
+    workers: int = Field(2, ge=0, description="loader processes of each rank; no part of the order")
+    prefetch: int = Field(4, ge=1, description="batches each worker makes ahead")
+    timeout: float = Field(300.0, gt=0, description="seconds without a batch after which the loader gives up")
+    max_bad_fraction: float = Field(0.01, ge=0, le=1, description="share of unreadable samples that stops the run")
+    cache: ShardCache = ShardCache()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Data:
+        if self.streams is not None and self.batch_size % self.streams:
+            raise ValueError(f"streams: {self.streams} does not divide batch_size: {self.batch_size}")
+        counts = [stage.count if (stage := source.caption_stage()) else 1 for source in self.sources]
+        if max(counts) > self.captions:
+            raise ValueError(f"a source gives {max(counts)} captions a picture, captions: {self.captions} holds fewer")
+        if max(counts) < self.captions:
+            raise ValueError(f"captions: {self.captions}, but no source gives more than {max(counts)} (captions.count)")
+        weighted = [source.weight is not None for source in self.sources]
+        if any(weighted) and not all(weighted):
+            raise ValueError("give every source a weight, or none (then each has the weight of its number of samples)")
+        return self
+
+    @property
+    def num_streams(self) -> int:
+        """C, the canonical streams of the run."""
+        return self.streams or num_streams(self.batch_size)

@@ -1,0 +1,130 @@
+"""Tar shards: local or remote, each with its index; the indexes are read when a sample of theirs is asked for."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from vlp.data import index as shard_index
+from vlp.data.grouping import KeySplit
+from vlp.data.index import ShardIndex
+from vlp.data.reader import MemberReader
+from vlp.data.remote import ShardCache
+from vlp.data.schema import DataError, ShardEntry, read_manifest
+from vlp.data.sources import Fact, Finite, Source
+from vlp.data.urls import is_remote, resolve
+from vlp.types import Sample
+
+_MAX_INDEXES = 512  # kept in memory at once; one of 10,000 samples has about half a megabyte
+logger = logging.getLogger(__name__)
+
+
+class Shards(Source):
+    """Tar shards: a folder, a path, a glob, braces (`{000..127}`), `a::b`, or a list; local, http(s) or s3."""
+
+    urls: str | tuple[str, ...]
+    members: tuple[str, ...] | None = Field(None, description="extensions to read; default: all of a sample")
+    key_split: KeySplit = "first-dot"
+    damaged: Literal["stop", "keep"] = "stop"
+
+    def shown(self) -> str:
+        first = self.urls if isinstance(self.urls, str) else next(iter(self.urls), "")
+        path = Path(first.split("::")[0].rstrip("/"))
+        return self.title or (path.name if not path.suffix and "*" not in path.name else path.parent.name) or "shards"
+
+    def open(self, cache: ShardCache) -> TarRecords:
+        return TarRecords(self, resolve(self.urls), cache)
+
+
+class TarRecords(Finite):
+    """Samples of tar shards, in the order of the shards and inside them."""
+
+    def __init__(self, source: Shards, urls: Sequence[str], cache: ShardCache) -> None:
+        self.source, self.urls, self.cache = source, list(urls), cache
+        self.reader = MemberReader()
+        self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
+        self.entries = self._manifest_entries()
+        self.notes: dict[str, int] = {}
+        self.facts = [self._fact(number) for number in range(len(self.urls))]
+        self.sizes = np.array([fact.samples for fact in self.facts], dtype=np.int64)
+        self.first = np.concatenate([[0], np.cumsum(self.sizes)])
+
+    def read(self, i: int, only: Collection[str] | None = None) -> Sample:
+        number, row = self._locate(i)
+        index = self.index(number)
+        key = index.key(row)
+        path = self.cache.local(self.urls[number]) if is_remote(self.urls[number]) else self.urls[number]
+        members = self.reader.read(path, index.members(row), only or self.source.members)
+        return Sample(key, members, self.facts[number].name, i)
+
+    def name(self, i: int) -> tuple[str, str]:
+        number, row = self._locate(i)
+        return self.facts[number].name, self.index(number).key(row)
+
+    def index(self, number: int) -> ShardIndex:
+        """The index of a shard, checked against the manifest."""
+        if number in self._indexes:
+            self._indexes.move_to_end(number)
+            return self._indexes[number]
+        url, entry = self.urls[number], self.entries.get(number)
+        path = self._local(number)
+        built = shard_index.read_or_build(path, key_split=self.source.key_split)
+        shard_index.check(url, built, expected=entry.samples if entry else None, on_damage=self.source.damaged)
+        self._indexes[number] = built
+        if len(self._indexes) > _MAX_INDEXES:
+            self._indexes.popitem(last=False)
+        return built
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_indexes": OrderedDict()}
+
+    def _locate(self, i: int) -> tuple[int, int]:
+        number = int(np.searchsorted(self.first, i, side="right")) - 1
+        return number, i - int(self.first[number])
+
+    def _local(self, number: int) -> Path:
+        entry = self.entries.get(number)
+        known = {"size": entry.bytes, "sha256": entry.sha256} if entry else {}
+        return self.cache.local(self.urls[number], **known)  # type: ignore[arg-type]
+
+    def _fact(self, number: int) -> Fact:
+        """What is known of a shard, from its manifest if the size agrees, else from its index."""
+        url, entry = self.urls[number], self.entries.get(number)
+        name = Path(url).name
+        if entry is None or self.source.damaged == "keep":
+            built = self.index(number)
+            self._count(url, built)
+            return Fact(name, built.bytes, len(built))
+        if not is_remote(url) and (size := Path(url).stat().st_size) != entry.bytes:
+            raise DataError(
+                f"{url}: has {size} bytes, dataset.json says {entry.bytes}: it was changed or is not whole; "
+                "fetch it again, or run `vlp data index` to describe it as it is"
+            )
+        return Fact(name, entry.bytes, entry.samples, entry.sha256)
+
+    def _count(self, url: str, built: ShardIndex) -> None:
+        for note in built.notes:
+            self.notes[note.reason] = self.notes.get(note.reason, 0) + note.count
+            logger.warning("%s: %d %s, such as %s", url, note.count, note.reason, note.example)
+        if built.damage:
+            self.notes["damaged_shard"] = self.notes.get("damaged_shard", 0) + 1
+            logger.warning("%s: damaged at byte %d, %d samples before it are used", url, built.damage.byte, len(built))
+
+    def _manifest_entries(self) -> dict[int, ShardEntry]:
+        """Shard number -> its entry, for shards whose folder has a dataset.json that lists them."""
+        folders: dict[str, dict[str, ShardEntry]] = {}
+        found = {}
+        for number, url in enumerate(self.urls):
+            folder, _, name = url.rpartition("/")
+            if folder not in folders:
+                manifest = self.cache.manifest(folder) if is_remote(url) else read_manifest(folder or ".")
+                folders[folder] = manifest.by_file() if manifest else {}
+            if entry := folders[folder].get(name):
+                found[number] = entry
+        return found

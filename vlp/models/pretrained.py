@@ -1,0 +1,179 @@
+"""Models from and to disk: open_clip folders and weight files, Hugging Face CLIP and SigLIP, runs of ours."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlp.models import hf_clip
+from vlp.models.arch import CONFIG_FILE, HF_FILE, OURS_FILE, Arch
+from vlp.models.assemble import Settings, assemble
+from vlp.models.dual import Dual
+from vlp.models.find import find, read_folder
+from vlp.models.resize import adapt
+from vlp.models.state import State, head_state, is_openai, load_strict, read_weights, to_open_clip, to_ours, weight_file
+from vlp.registry import Part, nearest
+
+WEIGHTS_FILE, HEADS_FILE = "open_clip_model.safetensors", "heads.safetensors"
+log = logging.getLogger(__name__)
+
+
+def save(dual: Dual, folder: Path | str) -> None:
+    """Write `dual` as a folder that `load` and plain open_clip (`local-dir:`) read.
+
+    open_clip has no words for a Hugging Face text tower made from a configuration, nor for arguments of timm: such
+    models only `load` reads. Heads of losses go into a file of their own.
+    """
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    transform: Any = dual.transform
+    _write_json(folder / CONFIG_FILE, {"model_cfg": dual.config, "preprocess_cfg": transform.to_open_clip()})
+    save_file(_plain(to_open_clip(dual)), folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    if heads := head_state(dual):
+        save_file(_plain(heads), folder / HEADS_FILE, metadata={"format": "pt"})
+    ours = {"schema": 1, "tokenizer": _stored_tokenizer(dual, folder), "heads": list(dual.heads), **dual.extra_config}
+    _write_json(folder / OURS_FILE, ours)
+
+
+def load(path: Path | str, *, weights: Path | str | None = None) -> Dual:
+    """The model at `path`, in eval mode.
+
+    path: a folder written by `save` or open_clip, a run of ours (its newest checkpoint), a Hugging Face CLIP or SigLIP
+    folder; or the name of an architecture, together with a file of `weights`.
+    """
+    found = find(str(path)) if weights is not None else arch_of(str(path))
+    source = Path(weights) if weights is not None else model_folder(Path(path))
+    dual = assemble(found, Settings())
+    state = _read(source)
+    if "logit_bias" in state and dual.logit_bias is None:
+        dual.logit_bias = torch.nn.Parameter(torch.zeros(1))
+    _warn_gelu(dual, source, state)
+    load_strict(dual, state, where=str(source))
+    dual.set_needs(())
+    return dual.eval()
+
+
+def load_weights(dual: Dual, folder: Path | str) -> None:
+    """Put the weights of a folder written by `save` into `dual`, heads included; everything must fit."""
+    folder = model_folder(Path(folder))
+    load_strict(dual, _read(folder), where=str(folder), skip=("heads.",))
+    heads = read_weights(folder / HEADS_FILE) if (folder / HEADS_FILE).is_file() else {}
+    load_strict(dual.heads, heads, where=str(folder / HEADS_FILE))
+
+
+def start(dual: Dual, source: str, *, text: bool = True) -> list[str]:
+    """Start `dual` from the weights at `source`; returns one line for everything that was adapted or left out.
+
+    Positions are interpolated to another picture size or context; embeddings of another vocabulary stay at random.
+    text: False where the text tower is another one, and only the image tower starts from `source`.
+    """
+    path = model_folder(Path(source)) if Path(source).is_dir() else Path(source)
+    if not path.exists():
+        near = nearest(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
+        raise ValueError(f"model.pretrained: no file or folder {source}{near}")
+    state = _read(path)
+    _warn_gelu(dual, path, state)
+    if not text:
+        state = {name: tensor for name, tensor in state.items() if not name.startswith("text.")}
+    state, notes = adapt(dual, state)
+    if not text:
+        notes.append("text tower: not from these weights, model.text is another one")
+    load_strict(dual, state, where=f"model.pretrained: {source}", skip=("heads.",) if text else ("heads.", "text."))
+    for note in notes:
+        log.warning("model.pretrained: %s: %s", source, note)
+    return notes
+
+
+def arch_of(source: str) -> Arch:
+    """The architecture that lies beside the weights at `source`."""
+    path = Path(source)
+    if path.is_dir():
+        return read_folder(model_folder(path))
+    if path.is_file() and path.suffix != ".json" and (path.parent / CONFIG_FILE).is_file():
+        return read_folder(path.parent)
+    if path.is_file() and path.suffix != ".json":
+        raise ValueError(f"{source}: a file of weights says nothing of its architecture; name that too (arch: NAME)")
+    if not path.exists():
+        raise ValueError(
+            f"{source}: no such file or folder; an architecture by name needs a file of weights too (weights=FILE)"
+        )
+    raise ValueError(f"{source}: an architecture without weights; give weights=FILE")
+
+
+def model_folder(path: Path) -> Path:
+    """The folder with the model: `path` itself, its `model` folder, or that of the newest checkpoint of a run."""
+    for folder in (path, path / "model"):
+        if (folder / CONFIG_FILE).is_file() or (folder / HF_FILE).is_file():
+            return folder
+    steps = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    saved = sorted(folder for folder in steps.glob("step-*/model") if (folder / WEIGHTS_FILE).is_file())
+    if saved:
+        return saved[-1]
+    if path.is_file():
+        return path
+    raise ValueError(
+        f"{path}: no model here: neither {CONFIG_FILE}, nor {HF_FILE} of transformers, nor checkpoints/step-*/model"
+    )
+
+
+def weights_hash(dual: Dual) -> str:
+    """Hash of all that features depend on but tokenizer and transform: names, shapes and values of the weights."""
+    digest = hashlib.sha256(json.dumps([dual.config, dual.extra_config], sort_keys=True, default=str).encode())
+    for name, tensor in sorted(to_open_clip(dual).items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _read(source: Path) -> State:
+    """Weights named as in `Dual`, from a file or a folder of any known kind."""
+    if source.is_dir() and not (source / CONFIG_FILE).is_file():
+        return hf_clip.convert(read_weights(weight_file(source)), source)
+    return to_ours(read_weights(weight_file(source) if source.is_dir() else source))
+
+
+def _warn_gelu(dual: Dual, source: Path, state: Mapping[str, Tensor]) -> None:
+    """QuickGELU and GELU have the same weights, and a model run with the wrong one is quietly worse."""
+    here = bool(dual.config.get("quick_gelu", False))
+    there = True if is_openai(dict(state)) else None
+    if source.is_dir():
+        there = bool(read_folder(source).config.get("quick_gelu", False))
+    if there is not None and there != here:
+        names = {True: "QuickGELU", False: "GELU"}
+        warnings.warn(
+            f"{source} was trained with {names[there]}, but this architecture uses {names[here]}: "
+            f'take the "-quickgelu" architecture, or set quick_gelu in its configuration',
+            stacklevel=3,
+        )
+
+
+def _stored_tokenizer(dual: Dual, folder: Path) -> dict[str, Any] | None:
+    from vlp.text import TOKENIZERS
+
+    part: Any = dual.tokenizer_source
+    if not isinstance(part, Part) or dual.tokenizer_base is not None:
+        tokenizer: Any = dual.tokenizer
+        if not hasattr(tokenizer, "save"):
+            return None  # not one of our parts: whoever made it has to bring it along again
+        part = tokenizer.save(folder)
+    stored: dict[str, Any] = TOKENIZERS.dump(part)
+    return stored
+
+
+def _plain(state: State) -> State:
+    """On the CPU, contiguous, and without shared memory, as safetensors wants it."""
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

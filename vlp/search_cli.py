@@ -1,0 +1,150 @@
+"""`vlp embed`, `vlp classify`, `vlp search`: use a model on pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from vlp.search import Hit
+
+app = typer.Typer(help="Use a model: features, classes, search.", no_args_is_help=True)
+
+Device = Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda when there is one")]
+AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
+Weights = Annotated[Path | None, typer.Option(help="weights file, when the model is an open_clip name")]
+
+
+@app.command("embed")
+def embed_command(
+    model: Annotated[str, typer.Argument(help="run folder, open_clip folder or name, Hugging Face folder")],
+    data: Annotated[str, typer.Argument(help="shards (glob, braces, folder), folder of pictures, or CSV")],
+    out: Annotated[Path, typer.Option(help="folder of the index")],
+    weights: Weights = None,
+    batch_size: Annotated[int, typer.Option(help="pictures encoded at once")] = 64,
+    workers: Annotated[int, typer.Option(help="processes that decode")] = 0,
+    dtype: Annotated[str, typer.Option(help="fp32, or fp16 for half the size")] = "fp32",
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Encode the pictures of DATA once and write a search index: features, keys, captions, thumbnails."""
+    from vlp.api import load
+    from vlp.search import build_index
+
+    if dtype not in ("fp32", "fp16"):
+        raise typer.BadParameter(f"{dtype} is neither fp32 nor fp16", param_hint="--dtype")
+    precision: Literal["fp32", "fp16"] = "fp16" if dtype == "fp16" else "fp32"
+    chosen = load(model, weights=weights, device=device)
+    index = build_index(chosen, data, out, batch_size=batch_size, workers=workers, dtype=precision)
+    if as_json:
+        return typer.echo(json.dumps({"index": str(out), **index.about.model_dump(by_alias=True)}, ensure_ascii=False))
+    skipped = ", ".join(f"{reason} {count}" for reason, count in index.about.skips.items()) or "none"
+    typer.echo(f"{len(index)} pictures, {index.about.width} numbers each, left out: {skipped}")
+    typer.echo(f'search them: vlp search {out} "words"')
+
+
+@app.command("classify")
+def classify_command(
+    images: Annotated[list[Path], typer.Argument(help="pictures")],
+    names: Annotated[str, typer.Option(help="class names with commas between, or a file of them, one a line")],
+    model: Annotated[
+        str | None, typer.Option(envvar="VLP_MODEL", help="run folder or other model (or VLP_MODEL)")
+    ] = None,
+    templates: Annotated[
+        str, typer.Option(help='set of templates (simple, openai_imagenet, ...) or one like "a {}"')
+    ] = "simple",
+    top: Annotated[int, typer.Option(help="classes shown of each picture")] = 5,
+    weights: Weights = None,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Zero-shot classes of pictures: which of the names fits, with probabilities."""
+    from vlp.api import load
+
+    chosen = load(_named(model), weights=weights, device=device)
+    results = chosen.classify(images, _names(names), _templates(templates), top=top)
+    if as_json:
+        rows = [{"image": str(image), "classes": result} for image, result in zip(images, results, strict=True)]
+        return typer.echo(json.dumps(rows, ensure_ascii=False))
+    table = Table("picture", "class", "probability")
+    for image, result in zip(images, results, strict=True):
+        for place, (name, value) in enumerate(result.items()):
+            table.add_row(_plain(image.name) if place == 0 else "", _plain(name), f"{100 * value:.1f} %")
+    Console().print(table)
+
+
+@app.command("search")
+def search_command(
+    index: Annotated[Path, typer.Argument(help="folder that `vlp embed` wrote")],
+    words: Annotated[str | None, typer.Argument(help="what to look for, in words")] = None,
+    image: Annotated[Path | None, typer.Option(help="what to look for, as a picture; with words: both")] = None,
+    top: Annotated[int, typer.Option(min=1, help="pictures found")] = 20,
+    out: Annotated[Path | None, typer.Option(help="contact sheet; default: search.html in the index")] = None,
+    text_weight: Annotated[float, typer.Option(help="weight of the words beside a picture")] = 1.0,
+    image_weight: Annotated[float, typer.Option(help="weight of the picture beside words")] = 1.0,
+    model: Annotated[str | None, typer.Option(help="the model, if it is no longer where the index says")] = None,
+    weights: Weights = None,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find pictures by words, by a picture, or by both; writes a contact sheet as HTML."""
+    from vlp.api import load
+    from vlp.search import Index, Query, contact_sheet
+
+    if words is None and image is None:
+        raise typer.BadParameter("give words, --image FILE, or both", param_hint="WORDS")
+    given = load(model, weights=weights, device=device) if model else None
+    opened = Index.open(index, model=given)
+    query = Query(words, image, (text_weight, image_weight))
+    hits = opened.nearest(query.feature(opened.model), top=top)
+    note = f"Searched {len(opened)} pictures of {Path(opened.about.data).name}."
+    sheet = contact_sheet(hits, query, out or index / "search.html", note=note)
+    if as_json:
+        rows = [{"key": hit.key, "shard": hit.shard, "score": hit.score, "caption": hit.caption} for hit in hits]
+        return typer.echo(json.dumps({"hits": rows, "sheet": str(sheet)}, ensure_ascii=False))
+    Console().print(_table(hits))
+    typer.echo(str(sheet))
+
+
+def _table(hits: list[Hit]) -> Table:
+    table = Table("rank", "score", "key", "caption")
+    for rank, hit in enumerate(hits, start=1):
+        text = " ".join(hit.caption.split())
+        table.add_row(
+            str(rank), f"{hit.score:.3f}", _plain(hit.key), _plain(text if len(text) < 90 else text[:88] + " ...")
+        )
+    return table
+
+
+def _named(model: str | None) -> str:
+    """The model that was asked for; else an error with the runs that are there."""
+    if model:
+        return model
+    runs = sorted(path.parent for path in Path("runs/out").glob("*/checkpoints"))
+    known = f"; runs here: {', '.join(map(str, runs))}" if runs else "; train one with `vlp train CONFIG`"
+    raise typer.BadParameter(f"no model: give --model PATH or set VLP_MODEL{known}", param_hint="--model")
+
+
+def _names(names: str) -> list[str]:
+    """Names from a file if there is one of that name, else the text at its commas."""
+    from vlp.text.templates import read_names
+
+    return list(read_names(names)) if Path(names).is_file() else names.split(",")
+
+
+def _templates(templates: str) -> tuple[str, ...]:
+    from vlp.text.templates import checked, template_set
+
+    return checked([templates]) if "{" in templates else template_set(templates)
+
+
+def _plain(text: Any) -> str:
+    """Text whose brackets are not read as colours."""
+    from rich.markup import escape
+
+    return escape(str(text))
