@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -60,4 +59,4 @@ class BenchmarkPart(Part):
     def run(self, model: Any) -> dict[str, float]:
         """Metric name to value, for a dual encoder or an Encoder, with nothing written."""
         encoder = model if isinstance(model, Encoder) else Encoder(model, quiet=True)
-        return self.measure(View(encoder, open_data(self.data, folders=[Path()]), dataset=self.dataset)).metrics
+        return self.measure(View(encoder, open_data(self.data), dataset=self.dataset)).metrics

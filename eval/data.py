@@ -60,8 +60,8 @@ class Opened(NamedTuple):
     templates: tuple[str, ...] | None = None
 
 
-def open_data(data: Data, *, folders: Sequence[Path] = ()) -> Opened:
-    """The records; a relative path is looked for in each of `folders`, then in the working directory."""
+def open_data(data: Data, *, folders: Sequence[Path] = (Path(),)) -> Opened:
+    """The records; a relative path is looked for in each of `folders`."""
     opened = _open_path(data.path, data, folders) if data.path else Opened(open_records(data.source or {}))
     if data.limit and data.limit < len(opened.records):
         first = np.arange(data.limit, dtype=np.int64)
@@ -83,7 +83,7 @@ def locate(path: str, *, folders: Sequence[Path], made_by: str | None = None) ->
     """The path as it is found from here; DataError naming every place that was looked at, and the remedy."""
     if "://" in path:
         return path
-    places = [folder / path for folder in (*folders, Path())] if not Path(path).is_absolute() else [Path(path)]
+    places = [folder / path for folder in folders]  # an absolute path is itself under every folder
     for place in dict.fromkeys(places):
         if place.exists() or _matches(place):
             return str(place)

@@ -49,7 +49,7 @@ else:
 
 
 class Suite(Part):
-    """Benchmarks by name. Relative paths start at `data`, at the folder of the file, or at the working directory."""
+    """Benchmarks by name. Relative paths start at `data`; without it here, or at the folder of the suite's file."""
 
     name: str
     data: str | None = None  # the folder that holds the data sets: `data=FOLDER` moves a whole suite
@@ -64,11 +64,10 @@ class Suite(Part):
                 raise ValueError(f'benchmarks.{number}: dataset "{part.dataset}" stands already for other data')
         return self
 
-    def folders(self) -> list[Path]:
-        """Where relative paths are looked for, in order."""
+    def data_folders(self) -> list[Path]:
+        """Where relative paths of data are looked for, in order: nowhere else, lest a like-named folder is measured."""
         here = [Path(), Path(self.folder)]
-        roots = [place / self.data for place in here] if self.data else []
-        return list(dict.fromkeys([*roots, *here]))
+        return list(dict.fromkeys(place / self.data for place in here)) if self.data else here
 
 
 def load_suite(path: str | Path, overrides: Sequence[str] = ()) -> Suite:
@@ -92,8 +91,7 @@ def run_suite(
     once, and the seconds of the first benchmark on a data set include it.
     """
     encoder = model if isinstance(model, Encoder) else Encoder(model)
-    folders = suite.folders()
-    opened = {part.dataset: open_data(part.data, folders=folders) for part in suite.benchmarks}
+    opened = {part.dataset: open_data(part.data, folders=suite.data_folders()) for part in suite.benchmarks}
     provenance = {
         "model": model_name,
         "pretrained": pretrained,
@@ -103,7 +101,7 @@ def run_suite(
     }
     records = []
     for dataset, source in opened.items():
-        view = View(encoder, source, dataset=dataset, folders=folders)
+        view = View(encoder, source, dataset=dataset, folders=[*suite.data_folders(), Path(suite.folder), Path()])
         parts = [part for part in suite.benchmarks if part.dataset == dataset]
         outcomes = []
         for part in parts:

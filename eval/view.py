@@ -49,7 +49,7 @@ class Place:
 class View:
     """Rows are the pictures that could be read, in the order of the source; everything is made when first asked for."""
 
-    def __init__(self, encoder: Encoder, opened: Opened, *, dataset: str, folders: Sequence[Path] = ()) -> None:
+    def __init__(self, encoder: Encoder, opened: Opened, *, dataset: str, folders: Sequence[Path] = (Path(),)) -> None:
         self.encoder, self.opened, self.dataset, self.folders = encoder, opened, dataset, folders
         self.label_reads: Counter[str] = Counter()  # the guard: what test labels were read for, and how often
         self._made: dict[Hashable, object] = {}

@@ -15,11 +15,14 @@ from typing import Any
 
 import pytest
 import torch
+from jaxtyping import install_import_hook
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from vlp import dist
 from vlp.types import UNLABELLED, Batch, Features
+
+install_import_hook(["vlp.kernels", "vlp.losses"], "beartype.beartype")  # shapes in signatures are checked in tests
 
 # A server that has torch loaded and forks from there: a process starts in a tenth of a second, and never inherits
 # the threads of the test process.

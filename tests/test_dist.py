@@ -121,5 +121,5 @@ def _fails_on_one(rank: int, world: int) -> None:
 
 
 def test_spawn_raises_the_first_error_while_others_wait(spawn):
-    with pytest.raises(AssertionError, match="rank 1 of 2 failed(.|\n)*the reason"):
+    with pytest.raises(AssertionError, match=r"rank 1 of 2 failed(.|\n)*the reason"):
         spawn(_fails_on_one, 2)

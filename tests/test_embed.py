@@ -102,6 +102,8 @@ def test_features_that_are_not_numbers_are_an_error():
 def test_nothing_in_nothing_out():
     encoder = Encoder(ColourDual())
     assert len(encoder.texts([])) == 0
+    with pytest.raises(TypeError, match="list of texts"):
+        encoder.texts("red")
     assert encoder.images([]).kept == []
     assert encoder.images([b"no picture"]).kept == []
     with pytest.raises(ValueError, match="batch_size"):

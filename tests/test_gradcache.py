@@ -81,7 +81,7 @@ def _found(value, model):
 @pytest.mark.parametrize("micro", [1, 2, 3, 5, 7, 100])
 def test_equals_the_whole_batch(make_batch, micro, rate):
     batch = _awkward(make_batch)
-    cached, direct = TinyTowers(rate=rate), TinyTowers(rate=rate)
+    cached, direct = TinyTowers(rate=rate, own=True), TinyTowers(rate=rate, own=True)
     value = gradcache.step(cached, OBJECTIVE, batch, micro=micro, reseed=_reseed)
     assert not value.total.requires_grad
     assert_equal(_found(value, cached), _found(_whole(direct, batch, micro), direct))
@@ -95,7 +95,7 @@ def test_micro_batches_of_this_test_differ_in_length(make_batch):
 
 def test_without_dropout_the_size_of_micro_batches_does_not_matter(make_batch):
     batch = _awkward(make_batch)
-    models = [TinyTowers() for _ in range(3)]
+    models = [TinyTowers(own=True) for _ in range(3)]
     found = [
         _found(gradcache.step(model, OBJECTIVE, batch, micro=micro, reseed=_reseed), model)
         for model, micro in zip(models, (1, 3, 7), strict=True)
@@ -106,14 +106,14 @@ def test_without_dropout_the_size_of_micro_batches_does_not_matter(make_batch):
 
 def test_dropout_needs_the_reseed(make_batch):
     batch = _awkward(make_batch)
-    cached, direct = TinyTowers(rate=0.5), TinyTowers(rate=0.5)
+    cached, direct = TinyTowers(rate=0.5, own=True), TinyTowers(rate=0.5, own=True)
     gradcache.step(cached, OBJECTIVE, batch, micro=2, reseed=lambda i: None)
     _whole(direct, batch, 2)
     assert (cached.image.weight.grad - direct.image.weight.grad).abs().max() > 1e-3
 
 
 def test_gradients_are_added_and_backward_is_the_callers(make_batch):
-    batch, once, twice = _awkward(make_batch), TinyTowers(), TinyTowers()
+    batch, once, twice = _awkward(make_batch), TinyTowers(own=True), TinyTowers(own=True)
     gradcache.step(once, OBJECTIVE, batch, micro=2, reseed=_reseed)
     for _ in range(2):
         gradcache.step(twice, OBJECTIVE, batch, micro=3, reseed=_reseed, backward=lambda x: (2 * x).backward())
@@ -123,22 +123,22 @@ def test_gradients_are_added_and_backward_is_the_callers(make_batch):
 
 @pytest.mark.parametrize("micro", [2, 7])
 def test_locked_towers(make_batch, micro):
-    """Only scale and bias learn; with a locked image tower alone, the text tower's gradient stays the same."""
+    """Only the numbers without batch dimension learn."""
     batch = _awkward(make_batch)
-    cached, direct = TinyTowers(), TinyTowers()
+    cached, direct = TinyTowers(own=True), TinyTowers(own=True)
     for model in (cached, direct):
         model.image.requires_grad_(False)
         model.words.requires_grad_(False)
     gradcache.step(cached, OBJECTIVE, batch, micro=micro, reseed=_reseed)
     _whole(direct, batch, micro)
-    for name in ("logit_scale", "logit_bias", "extra_scale"):
+    for name in ("logit_scale", "logit_bias", "token_scale"):
         torch.testing.assert_close(getattr(cached, name).grad, getattr(direct, name).grad, atol=1e-12, rtol=1e-12)
     assert cached.image.weight.grad is None
 
 
 def test_a_feature_without_batch_dimension_must_be_listed(make_batch):
     with pytest.raises(ValueError, match=r"features.extra.token_scale has shape \(1,\).*batchless"):
-        gradcache.step(TinyTowers(), Objective([InfoNCE()]), _awkward(make_batch), micro=3, reseed=_reseed)
+        gradcache.step(TinyTowers(own=True), Objective([InfoNCE()]), _awkward(make_batch), micro=3, reseed=_reseed)
 
 
 class _Counting(nn.Module):
@@ -152,36 +152,22 @@ class _Counting(nn.Module):
 
 
 def test_every_micro_batch_runs_once_without_and_once_with_a_graph(make_batch):
-    model, seeds = _Counting(TinyTowers()), []
+    model, seeds = _Counting(TinyTowers(own=True)), []
     gradcache.step(model, OBJECTIVE, _awkward(make_batch), micro=3, reseed=seeds.append)
     assert model.rows == [(3, False), (3, False), (1, False), (3, True), (3, True), (1, True)]
     assert seeds == [0, 1, 2, 0, 1, 2]
 
 
+BOTH = Objective([InfoNCE(label_smoothing=0.1, block=2), Sigmoid(weight=0.5)])
+
+
 def _one_rank(rank, world, batch, micro):
     half = len(batch) // world
-    part = batch.rows(rank * half, (rank + 1) * half)
     model = TinyTowers()
-    model.extra_scale.requires_grad_(False)
     parallel = DistributedDataParallel(model)
-    objective = Objective([InfoNCE(label_smoothing=0.1, block=2), Sigmoid(weight=0.5)])
-    objective = _with_token_scale(objective)
-    value = gradcache.step(parallel, objective, part, micro=micro, reseed=_reseed, no_sync=parallel.no_sync)
-    del model.extra_scale
-    return _found(value, model)
-
-
-class Nothing(Loss):
-    """No term of weight; it only says that token_scale has no batch dimension."""
-
-    batchless: ClassVar = frozenset({"token_scale"})
-
-    def __call__(self, features, batch):
-        return {"nothing": features.image.sum() * 0}
-
-
-def _with_token_scale(objective):
-    return Objective([*objective.losses, Nothing()])
+    part = batch.rows(rank * half, (rank + 1) * half)
+    value = gradcache.step(parallel, BOTH, part, micro=micro, reseed=_reseed, no_sync=parallel.no_sync)
+    return value.terms, gradients(model)
 
 
 @pytest.mark.parametrize("micro", [1, 2, 3])
@@ -191,12 +177,9 @@ def test_two_processes_equal_one(spawn, make_batch, micro):
     batch = make_batch(6, captions=2, size=8, label=[1, 2, 3, 1, 1, 2], valid=valid, caption_mask=mask, seed=4)
     ranks = spawn(_one_rank, 2, batch, micro)
     model = TinyTowers()
-    objective = _with_token_scale(Objective([InfoNCE(label_smoothing=0.1), Sigmoid(weight=0.5)]))
-    value = objective(model(batch), batch)
+    value = BOTH(model(batch), batch)
     value.total.backward()
-    del model.extra_scale
-    expected = _found(value, model)
-    for rank in ranks:
-        assert_equal({k: x for k, x in rank.items() if "." in k or "logit" in k}, gradients(model), atol=1e-10)
-    for name in value.terms:
-        torch.testing.assert_close((ranks[0][name] + ranks[1][name]) / 2, expected[name], atol=1e-12, rtol=1e-12)
+    for _, found in ranks:
+        assert_equal(found, gradients(model), atol=1e-10)
+    for name, term in value.terms.items():
+        torch.testing.assert_close((ranks[0][0][name] + ranks[1][0][name]) / 2, term, atol=1e-12, rtol=1e-12)

@@ -12,6 +12,7 @@ import fnmatch
 import functools
 import json
 import re
+import shlex
 import statistics
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -28,8 +29,8 @@ Tree = Mapping[str, str]  # path relative to the root, with "/" -> text
 # A module imports from lower layers only. The longest name that fits a module says its layer (docs/design.md).
 LAYERS = {
     **dict.fromkeys(("vlp.types", "vlp.registry", "vlp.dist", "vlp.duration"), 0),
-    **dict.fromkeys(("vlp.config", "vlp.text", "vlp.kernels", "vlp.metrics"), 1),
-    **dict.fromkeys(("vlp.losses", "vlp.data", "vlp.optim", "vlp.log"), 2),
+    **dict.fromkeys(("vlp.config", "vlp.log", "vlp.text", "vlp.kernels", "vlp.metrics"), 1),
+    **dict.fromkeys(("vlp.losses", "vlp.data", "vlp.optim"), 2),
     **dict.fromkeys(("vlp.models", "vlp.gradcache", "vlp.checkpoint", "vlp.guards", "vlp.requeue", "vlp.report"), 3),
     **dict.fromkeys(("vlp.feature_cache", "vlp.pictures", "vlp.progress"), 3),
     **dict.fromkeys(("vlp.embed",), 4),
@@ -489,19 +490,24 @@ def test_every_configuration_loads(path: str) -> None:
     folder = path.split("/")[1]
     assert folder in CONFIG_TYPES, f"{path}: say in CONFIG_TYPES what files of configs/{folder}/ load into"
     loaded = config.load(locate(CONFIG_TYPES[folder]), ROOT / path)
+    for plan in getattr(loaded, "evals", ()):
+        assert (ROOT / plan.suite).is_file(), f"{path}: there is no suite {plan.suite}"
+    if hasattr(loaded, "model"):
+        loaded.model.find_arch()
     again = config.validate(type(loaded), config.parse_yaml(config.to_yaml(loaded)), where=path)
     assert again == loaded, f"{path}: written as YAML and read again, it is another value"
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in (ROOT / "vlp/models/configs").glob("*.json")))
 def test_every_model_configuration_builds(name: str) -> None:
-    from vlp.models import Model
+    from vlp.models.model import Model
 
     json.loads((ROOT / f"vlp/models/configs/{name}.json").read_text(encoding="utf-8"))
     dual = Model(arch=name).build()
     assert sum(parameter.numel() for parameter in dual.parameters()) > 0
 
 
+@functools.cache
 def commands() -> dict[str, Any]:
     """Every command of `vlp` by its words, with those that are mounted from eval, data_tools and search."""
     import typer
@@ -549,3 +555,43 @@ def test_every_command_helps() -> None:
                     f"vlp {words}: {parameter.opts[0]} has no help text; say what it does in typer.Option(help=...)"
                 )
     assert not faults, "\n".join(["", *faults])
+
+
+def _shell_lines() -> list[tuple[str, str]]:
+    """(page, line) of every command in a shell block of the pages."""
+    found = []
+    for page in ("README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        for block in re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+            found += [(page, line.split(" # ")[0].strip()) for line in block.splitlines() if line.strip()]
+    return found
+
+
+@pytest.mark.parametrize(("page", "line"), _shell_lines())
+def test_commands_in_the_pages_are_those_that_exist(page: str, line: str) -> None:
+    words = shlex.split(line)
+    if words[0] == "make":
+        targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+        assert words[1] in targets, f"{page}: {line}: the Makefile has no such target"
+    elif words[0] == "torchrun":
+        _check_command(page, ["train", *words[words.index("train.py") + 1 :]])
+    elif words[0] == "vlp":
+        _check_command(page, words[1:])
+
+
+def _check_command(page: str, words: list[str]) -> None:
+    from eval.suite import load_suite
+    from vlp import config
+    from vlp.run import Run
+
+    known = commands()
+    name = " ".join(words[:2]) if " ".join(words[:2]) in known else words[0]
+    assert name in known, f"{page}: there is no command vlp {name}"
+    rest = words[len(name.split()) :]
+    options = {option for parameter in known[name].params for option in (*parameter.opts, *parameter.secondary_opts)}
+    unknown = [word for word in rest if word.startswith("--") and word not in options]
+    assert not unknown, f"{page}: vlp {name} has no option {unknown[0]}"
+    if name in ("train", "doctor"):
+        config.load(Run, ROOT / rest[0], rest[1:])
+    elif name == "eval":
+        load_suite(ROOT / rest[1])

@@ -10,17 +10,22 @@ from vlp.types import Batch, Features
 
 
 class TinyTowers(nn.Module):
-    """Bag of words and a linear image tower, in fp64; text tokens are cut to the longest caption of what is asked."""
+    """Bag of words and a linear image tower, in fp64; text tokens are cut to the longest caption of what is asked.
 
-    def __init__(self, *, size: int = 8, vocab: int = 100, width: int = 6, rate: float = 0.0) -> None:
+    `own`: with a scale of its own, a feature without batch dimension that only some losses use.
+    """
+
+    def __init__(
+        self, *, size: int = 8, vocab: int = 100, width: int = 6, rate: float = 0.0, own: bool = False
+    ) -> None:
         super().__init__()
         rng = torch.Generator().manual_seed(1)
         self.image = nn.Linear(3 * size * size, width, dtype=torch.float64)
         self.words = nn.Embedding(vocab, width, dtype=torch.float64)
         self.logit_scale = nn.Parameter(torch.tensor([2.0], dtype=torch.float64))
         self.logit_bias = nn.Parameter(torch.tensor([-3.0], dtype=torch.float64))
-        self.extra_scale = nn.Parameter(torch.tensor([0.5], dtype=torch.float64))
-        self.rate = rate
+        self.token_scale = nn.Parameter(torch.tensor([0.5], dtype=torch.float64)) if own else None
+        self.rate, self.own = rate, own
         with torch.no_grad():
             for parameter in (self.image.weight, self.image.bias, self.words.weight):
                 parameter.copy_(torch.randn(parameter.shape, generator=rng, dtype=torch.float64))
@@ -37,7 +42,7 @@ class TinyTowers(nn.Module):
             scale=self.logit_scale.exp(),
             bias=self.logit_bias * 1,
             text_tokens=tokens,
-            extra={"token_scale": self.extra_scale * 2, "lengths": mask.sum((1, 2))},
+            extra={"lengths": mask.sum((1, 2))} | ({"token_scale": self.token_scale * 2} if self.own else {}),
         )
 
     def _drop(self, x: Tensor) -> Tensor:

@@ -104,14 +104,28 @@ def losses() -> None:
 def tokenizer_train(
     shards: Annotated[str, typer.Argument(help="shards to read captions from: glob, braces or a::b list")],
     out: Annotated[Path, typer.Argument(help="file to write, e.g. runs/out/words.model")],
-    vocab_size: Annotated[int, typer.Option(help="pieces in the vocabulary")] = 8000,
-    fields: Annotated[str, typer.Option(help="caption fields, comma between them")] = "caption",
-    limit: Annotated[int, typer.Option(help="captions to read; 0 reads all")] = 0,
+    vocab_size: Annotated[int, typer.Option(help="pieces in the vocabulary, at least 300")] = 8000,
+    fields: Annotated[
+        str, typer.Option(help="caption fields, comma between them; all texts of the first found")
+    ] = "caption",
+    kind: Annotated[str, typer.Option(help="unigram or bpe")] = "unigram",
+    context: Annotated[int, typer.Option(help="token positions of the text tower it is for")] = 77,
+    limit: Annotated[int, typer.Option(help="samples to read; 0 reads all")] = 0,
 ) -> None:
-    """Train a sentencepiece tokenizer on the captions of given shards; use it by `model.tokenizer` in a run."""
-    from vlp.text.train import train_from_shards
+    """Train a sentencepiece tokenizer on the captions of given shards.
 
-    typer.echo(str(train_from_shards(shards, out, vocab_size=vocab_size, fields=fields.split(","), limit=limit)))
+    The lines printed at the end are the `model.tokenizer` block of a run that uses it.
+    """
+    from vlp import config as files
+    from vlp.data.texts import captions_of
+    from vlp.text import TOKENIZERS
+    from vlp.text.train import train_sentencepiece
+
+    if kind not in ("unigram", "bpe"):
+        raise ValueError(f'--kind is unigram or bpe, not "{kind}"')
+    texts = captions_of(shards, fields=tuple(fields.split(",")), limit=limit)
+    part = train_sentencepiece(texts, out, vocab_size=vocab_size, kind=kind, context=context)  # type: ignore[arg-type]
+    typer.echo(files.to_yaml({"model": {"tokenizer": TOKENIZERS.dump(part)}}), nl=False)
 
 
 def _mount() -> None:

@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.table import Table as Grid
 from torch import nn
 
-from vlp.data import Feed
-from vlp.duration import Clock
+from vlp.data.feed import Feed
 from vlp.losses.objective import Objective
+from vlp.prepare import clock_of, dual_of, feed_of
 from vlp.run import Run
 from vlp.types import Batch
 
@@ -37,9 +37,8 @@ def examine(run: Run, *, console: Console, batches: int = 4) -> bool:
     """Print the findings, write RUN/doctor.png; False if one of them says stop."""
     torch.set_num_threads(run.torch_threads())
     objective = Objective(run.losses)
-    dual = run.model.build(needs=objective.needs)
-    dual.heads.update(objective.heads(dual))
-    feed = Feed(run.data, tokenizer=dual.tokenizer, preprocess=dual.transform, seed=run.seed)
+    dual = dual_of(run, objective)
+    feed = feed_of(run, dual)
     findings = [
         *_data(run, feed),
         *_first_batch(run, feed),
@@ -57,8 +56,8 @@ def examine(run: Run, *, console: Console, batches: int = 4) -> bool:
 def _data(run: Run, feed: Feed) -> Iterator[Finding]:
     for name, value in feed.describe().items():
         yield Finding("ok", f"data: {name}", str(value))
-    clock = _clock(feed)
-    total = clock.steps(run.duration)
+    clock = clock_of(run, feed)
+    total = clock.total
     seen = total * feed.batch_size
     yield Finding(
         "ok", "length", f"{total} steps, {seen} samples, {clock.epoch(total):.2f} epochs of {feed.num_samples}"
@@ -69,10 +68,6 @@ def _data(run: Run, feed: Feed) -> Iterator[Finding]:
         yield Finding(
             "look", "epoch", f"one batch is {feed.batch_size / feed.num_samples:.1f} epochs: keys repeat inside it"
         )
-
-
-def _clock(feed: Feed) -> Clock:
-    return Clock(feed.batch_size, round(feed.steps_per_epoch * feed.batch_size))
 
 
 def _first_batch(run: Run, feed: Feed) -> Iterator[Finding]:
@@ -133,7 +128,7 @@ def _speed(run: Run, feed: Feed, dual: nn.Module, objective: Objective, batches:
     model = len(batch) / min(seconds)
     yield Finding("ok", "loader", f"{loader:.0f} samples/s with {run.data.workers} worker(s)")
     yield Finding("ok", "model", f"{model:.0f} samples/s forward and backward on {device}")
-    hours = _clock(feed).steps(run.duration) * feed.batch_size / min(loader, model) / 3600
+    hours = clock_of(run, feed).total * feed.batch_size / min(loader, model) / 3600
     yield Finding(
         "ok" if loader > model else "look",
         "expected",

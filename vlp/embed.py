@@ -90,6 +90,8 @@ class Encoder:
 
     def texts(self, texts: Sequence[str]) -> Float[Tensor, "n D"]:
         """Features [n, D] of the texts in their order; equal texts are encoded once, in order of length."""
+        if isinstance(texts, str):
+            raise TypeError(f'texts("{texts[:20]}"): give a list of texts, also for a single one')
         if not texts:
             return torch.empty(0, 0)
         data = hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest() if self.cache else None
@@ -127,7 +129,7 @@ class Encoder:
             pin_memory=self.device.type == "cuda",
         )
         rows, kept, skips = [], list[int](), list[Skip]()
-        batches = progress(loader, total=len(mine), size=len, what="pictures", quiet=self.quiet)
+        batches = progress(loader, total=len(mine), size=_Pixels.looked_at, what="pictures", quiet=self.quiet)
         with self._running():
             for batch in batches:
                 skips += batch.skips
@@ -187,7 +189,7 @@ class _Pixels(NamedTuple):
     kept: list[int]
     skips: list[Skip]
 
-    def __len__(self) -> int:  # pictures looked at, not fields
+    def looked_at(self) -> int:
         return len(self.kept) + len(self.skips)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import importlib.util
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,6 +38,13 @@ def refuse_bad_data(ledger: SkipLedger, *, limit: float, folder: Path) -> None:
             f"{ledger.total} of {ledger.seen} samples could not be used ({ledger.summary()}), more than "
             f"data.max_bad_fraction={limit}; see {folder / 'skips.jsonl'}, then `vlp data verify` the shards"
         )
+
+
+def refuse_absent_trackers(names: Sequence[str]) -> None:
+    """ValueError for a tracker that is not installed: Accelerate would leave it out without a word."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise ValueError(f"log.trackers: {name} is not installed; `pip install 'vlp[tracking]'` or leave it out")
 
 
 @contextmanager

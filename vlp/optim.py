@@ -96,7 +96,7 @@ class Infinite(Schedule):
         def factor(step: int, total: int) -> float:
             done = (step - (total - anneal)) / max(1, anneal)
             if anneal and done > 0:
-                return self.constant * (self.final / self.constant) ** min(1.0, done)
+                return float(self.constant * (self.final / self.constant) ** min(1.0, done))
             return _cosine(step / cooldown, 1.0, self.constant) if step < cooldown else self.constant
 
         return factor

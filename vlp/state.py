@@ -9,12 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from vlp import checkpoint, config
 from vlp.log import flatten, host_facts
 from vlp.models import pretrained
-from vlp.models.dual import Dual
+from vlp.prepare import Prepared
 from vlp.run import Run
 from vlp.types import Skip
 
@@ -42,18 +40,10 @@ def known_skips(path: Path | None) -> list[Skip]:
 class State:
     """The things that are saved together, and their way into a checkpoint folder and back."""
 
-    def __init__(
-        self,
-        run: Run,
-        *,
-        dual: Dual,
-        optimizer: torch.optim.Optimizer,
-        companions: Mapping[str, Any],
-        scaler: Any,
-        facts: Mapping[str, Any],
-    ) -> None:
-        self.run, self.dual, self.optimizer = run, dual, optimizer
-        self.companions, self.scaler, self.facts = companions, scaler, dict(facts)
+    def __init__(self, run: Run, parts: Prepared, *, scaler: Any) -> None:
+        self.run, self.dual, self.adamw = run, parts.dual, parts.adamw
+        self.companions, self.scaler, feed = parts.companions, scaler, parts.feed
+        self.facts = {"batch_size": feed.batch_size, "streams": feed.streams, "fingerprint": feed.fingerprint}
         self.root = run.folder / "checkpoints"
 
     def save(self, progress: Progress) -> Path:
@@ -69,7 +59,7 @@ class State:
             if hasattr(companion, "applied"):  # an average of the weights is a model of its own
                 with companion.applied(self.dual):
                     pretrained.save(self.dual, folder / f"model_{name}")
-        checkpoint.save_tensors(folder / "optimizer.safetensors", checkpoint.optimizer_tensors(self.optimizer))
+        checkpoint.save_tensors(folder / "optimizer.safetensors", checkpoint.optimizer_tensors(self.adamw))
         (folder / "config.yaml").write_text(config.to_yaml(self.run), encoding="utf-8")
         state = {
             "schema": 1,
@@ -85,7 +75,7 @@ class State:
         saved = checkpoint.read_json(path / "state.json")
         self._refuse_change(path, saved)
         pretrained.load_weights(self.dual, path / "model")
-        checkpoint.load_optimizer(self.optimizer, checkpoint.load_tensors(path / "optimizer.safetensors"))
+        checkpoint.load_optimizer(self.adamw, checkpoint.load_tensors(path / "optimizer.safetensors"))
         for name, companion in self.companions.items():
             file = path / f"companion.{name}.safetensors"
             if not file.is_file():
@@ -114,17 +104,21 @@ class State:
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], allowed: Sequence[str]) -> list[str]:
     """One line per setting that differs and matters, sorted by dotted path."""
-    before, after = dict(flatten(_listed(old))), dict(flatten(_listed(new)))
+    before, after = flat_settings(old), flat_settings(new)
     lines = []
-    for path in sorted(before.keys() | after.keys()):
-        dotted = path.replace("/", ".")
-        if before.get(path) != after.get(path) and not _covers(FREE, dotted) and not _covers(allowed, dotted):
-            lines.append(f"{dotted}: {before.get(path)} in the checkpoint, {after.get(path)} now")
+    for dotted in sorted(before.keys() | after.keys()):
+        if before.get(dotted) != after.get(dotted) and not _covers(FREE, dotted) and not _covers(allowed, dotted):
+            lines.append(f"{dotted}: {before.get(dotted)} in the checkpoint, {after.get(dotted)} now")
     return lines
 
 
 def _covers(keys: Sequence[str], dotted: str) -> bool:
     return any(dotted == key or dotted.startswith(f"{key}.") for key in keys)
+
+
+def flat_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted path -> plain value, list items by their number."""
+    return {path.replace("/", "."): value for path, value in flatten(_listed(settings))}
 
 
 def _listed(value: Any) -> Any:

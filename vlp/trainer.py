@@ -14,12 +14,12 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from vlp import checkpoint, config, dist, gradcache, state
-from vlp.data import Feed
-from vlp.duration import Clock, Duration
-from vlp.guards import leave_no_trace, refuse_bad_data, refuse_batch_statistics
+from vlp.duration import Duration
+from vlp.guards import leave_no_trace, refuse_absent_trackers, refuse_bad_data
 from vlp.log import Meter, Reporter, SkipLedger, console, host_facts
 from vlp.losses.objective import Objective
 from vlp.optim import set_rate
+from vlp.prepare import prepare
 from vlp.requeue import Requeue, Signals
 from vlp.run import Run
 from vlp.state import Lock, Progress
@@ -42,6 +42,7 @@ class Trainer:
 
     def __init__(self, run: Run, *, evaluators: Sequence[Evaluator] = ()) -> None:
         self.run, self.evaluators = run, list(evaluators)
+        refuse_absent_trackers(run.log.trackers)
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self.accelerator = Accelerator(
             mixed_precision=run.precision,
@@ -55,48 +56,16 @@ class Trainer:
         if run.expect_world is not None:
             dist.expect(run.expect_world)
         torch.set_num_threads(run.torch_threads(dist.world()))
-        self._build()
-
-    def _build(self) -> None:
-        run = self.run
-        self.found = (
-            checkpoint.newest(run.folder / "checkpoints") if run.resume == "auto" else checkpoint.Found(None, [])
-        )
+        fresh = checkpoint.Found(None, [])
+        self.found = checkpoint.newest(run.folder / "checkpoints") if run.resume == "auto" else fresh
         self._known = state.known_skips(self.found.path)
-        torch.manual_seed(run.seed)  # the weights at the start are a function of the seed alone
-        self.objective = Objective(run.losses)
-        self.dual = run.model.build(needs=self.objective.needs)
-        self.dual.heads.update(self.objective.heads(self.dual))
-        self.feed = Feed(
-            run.data,
-            tokenizer=self.dual.tokenizer,
-            preprocess=self.dual.transform,
-            seed=run.seed,
-            rank=dist.rank(),
-            world=dist.world(),
-            known=self._known,
-        )
-        clock = Clock(self.feed.batch_size, round(self.feed.steps_per_epoch * self.feed.batch_size))
-        self.clock = clock._replace(total=clock.steps(run.duration))
-        self.rate = run.schedule.bind(self.clock)
-        self.companions = {type(part).__name__.lower(): part.build(self.dual) for part in run.companions}
-        self.dual.to(self.accelerator.device)
-        optimizer = run.optim.build(self.dual)
-        if dist.world() > 1 and self.accelerator.device.type == "cuda":
-            self.dual = nn.SyncBatchNorm.convert_sync_batchnorm(self.dual)
-        model = torch.compile(self.dual) if run.compile else self.dual
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
-        refuse_batch_statistics(self.dual, micro_batch=run.micro_batch, device=self.accelerator.device.type)
+        self.parts = parts = prepare(run, self.accelerator, known=self._known)
+        self.dual, self.model, self.optimizer, self.feed = parts.dual, parts.model, parts.optimizer, parts.feed
+        self.objective, self.companions, self.clock, self.rate = (
+            parts.objective, parts.companions, parts.clock, parts.rate,
+        )  # fmt: skip
         self.parameters = [p for p in self.dual.parameters() if p.requires_grad]
-        facts = {"batch_size": self.feed.batch_size, "streams": self.feed.streams, "fingerprint": self.feed.fingerprint}
-        self.state = state.State(
-            run,
-            dual=self.dual,
-            optimizer=self.optimizer.optimizer,
-            companions=self.companions,
-            scaler=self.accelerator.scaler,
-            facts=facts,
-        )
+        self.state = state.State(run, parts, scaler=self.accelerator.scaler)
 
     def train(self) -> Progress:
         """Run to the end of the duration; returns where it stands. Ends with Requeue if SIGTERM or SIGUSR1 came."""
@@ -113,7 +82,9 @@ class Trainer:
             (self.run.folder / "config.yaml").write_text(config.to_yaml(self.run), encoding="utf-8")
             checkpoint.write_json(self.run.folder / "host.json", host_facts())
         if self.run.log.trackers:
-            self.accelerator.init_trackers(self.run.log.project, config=self.run.model_dump(mode="json"))
+            self.accelerator.init_trackers(
+                self.run.log.project, config=state.flat_settings(self.run.model_dump(mode="json"))
+            )
         report = Reporter(
             self.run.folder,
             total=total,
@@ -172,7 +143,7 @@ class Trainer:
         self._skips.extend(batch.skips)
         self._unreported += len(batch)
         rate = self.run.optim.lr * self.rate(step)
-        set_rate(self.optimizer.optimizer, rate)
+        set_rate(self.parts.adamw, rate)
         batch = self._prepared(batch)
         value = self._backward(step, batch)
         limit = self.run.clip_norm if self.run.clip_norm is not None else float("inf")

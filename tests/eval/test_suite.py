@@ -172,8 +172,21 @@ def test_paths_start_at_the_data_override_the_file_or_here(tmp_path, monkeypatch
     assert run_suite(ColourDual(), plan, out=tmp_path / "out")[0].n == 10
     plan = load_suite("sub/s.yaml", ["data=../elsewhere"])
     assert run_suite(ColourDual(), plan, out=tmp_path / "out")[0].n == 10
+    colour_shard(tmp_path / "one.tar")  # here, where the suite did not say it would be
     with pytest.raises(DataError, match=r'(?s)no data at "one.tar".*nowhere/one\.tar.*data=FOLDER'):
         run_suite(ColourDual(), load_suite("sub/s.yaml"), out=tmp_path / "out")
+
+
+def suite_in_a_process(rank, world, folder):
+    pretrained.weights_hash = lambda dual: "0" * 16
+    return [row.metrics for row in run_suite(ColourDual(), load_suite(folder / "suite.yaml"), out=folder / "out")]
+
+
+@pytest.mark.slow
+def test_two_processes_find_the_same_and_one_writes(suite, tmp_path, spawn):
+    alone = [row.metrics for row in run_suite(ColourDual(), suite, out=tmp_path / "alone")]
+    assert spawn(suite_in_a_process, 2, tmp_path) == [alone, alone]
+    assert len(list(record.read(tmp_path / "out" / "results.jsonl"))) == 3
 
 
 def test_missing_data_says_what_makes_them_before_anything_is_encoded(suite, tmp_path):

@@ -79,7 +79,7 @@ def one_rank(rank: int, world: int, losses: list[Loss], features: Features, batc
 
 
 def merged(ranks: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """What DDP makes of the ranks: means; features' own gradients side by side, divided by W as the mean divides them."""
+    """What DDP makes of the ranks: means; gradients of features side by side, divided by W as the mean does."""
     return {
         name: torch.cat([rank[name] for rank in ranks]) / len(ranks)
         if name in ("image", "text")

@@ -24,11 +24,9 @@ def _one_rank(rank, world, batch):
     result = []
     for losses in OBJECTIVES:
         model = TinyTowers()
-        model.extra_scale.requires_grad_(False)
         parallel = DistributedDataParallel(model)
         value = Objective(losses)(parallel(part), part)
         value.total.backward()
-        del model.extra_scale
         result.append(({"total": value.total.detach(), **value.terms}, gradients(model)))
     return result
 
@@ -37,8 +35,6 @@ def _check(spawn, batch, world):
     ranks = spawn(_one_rank, world, batch)
     for i, losses in enumerate(OBJECTIVES):
         model = TinyTowers()
-        del model.extra_scale
-        model.extra_scale = 0.5
         value = Objective(losses)(model(batch), batch)
         value.total.backward()
         for rank in ranks:  # DDP leaves the same gradient on every rank

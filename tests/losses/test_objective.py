@@ -65,7 +65,7 @@ def test_needs_are_the_union():
 
 def test_heads_are_merged_and_names_must_differ():
     assert set(Objective([InfoNCE(), TwoTerms()]).heads(4)) == {"projection"}
-    with pytest.raises(ValueError, match='"twoterms" and "twoterms.2" both ask for a head "projection"'):
+    with pytest.raises(ValueError, match=r'"twoterms" and "twoterms\.2" both ask for a head "projection"'):
         Objective([TwoTerms(), TwoTerms()]).heads(4)
 
 

@@ -99,5 +99,5 @@ def test_a_rank_without_a_valid_slot_takes_part(spawn, make_batch, make_features
 
 def test_a_model_without_bias_is_told_what_to_do(make_batch, make_features):
     assert Sigmoid.needs == {"bias"}
-    with pytest.raises(ValueError, match='needs={"bias"}'):
+    with pytest.raises(ValueError, match=r'needs=\{"bias"\}'):
         Sigmoid()(make_features(2), make_batch(2))

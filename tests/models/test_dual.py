@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from vlp import dist
 from vlp.models.dual import Dual
 from vlp.models.groups import plan
 from vlp.types import Batch
@@ -175,7 +176,8 @@ def test_the_plan_has_the_fewest_positions(groups: int, seed: int) -> None:
     assert sum(len(group.rows) * group.length for group in made) == brute_force(lengths, groups)
 
 
-def test_every_rank_calls_the_tower_equally_often() -> None:
+def test_every_rank_calls_the_tower_equally_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dist, "world", lambda: 2)
     dual, batch = make_dual(), make_batch()
     calls = []
     run = dual.text_tower.run

@@ -103,13 +103,12 @@ def test_deep_prompts_on_every_block_equal_a_loop_by_hand(dual: Dual) -> None:
         x = torch.cat([x[:, :17], prompt.expand(2, -1, -1)], dim=1)
         x = block(x)
     expected = torch.nn.functional.normalize(plain.visual.ln_post(x[:, 0]) @ plain.visual.proj, dim=-1)
-    later = {depth: prompts[depth] for depth in (1, 2)}
-    with (
-        changed_inputs(blocks, {0: appended(prompts[0])}),
-        changed_inputs(
-            blocks, {d: lambda x, p=p: torch.cat([x[:, :-2], p.expand(len(x), -1, -1)], 1) for d, p in later.items()}
-        ),
-    ):
+
+    def placed(prompt: torch.Tensor) -> Any:
+        return lambda x: torch.cat([x[:, :-2], prompt.expand(len(x), -1, -1)], dim=1)
+
+    changes = {0: appended(prompts[0]), 1: placed(prompts[1]), 2: placed(prompts[2])}
+    with changed_inputs(blocks, changes):
         got = dual.encode_image(image)
     torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
 

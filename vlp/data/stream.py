@@ -7,6 +7,7 @@ only while all workers are equally fast. webdataset itself ends a shard in silen
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 from collections.abc import Iterator
@@ -130,11 +131,24 @@ class Stream:
                 )
 
     def _read(self, urls: list[str]) -> Iterator[dict[str, Any]]:
-        from webdataset.tariterators import tarfile_samples
+        """Samples of some urls; one that cannot be opened is counted. Files are closed, which webdataset leaves open."""
+        from webdataset.gopen import gopen
+        from webdataset.tariterators import group_by_keys, tar_file_expander
 
-        for sample in tarfile_samples([{"url": url} for url in urls], handler=self._failed):
-            if sample and "__key__" in sample:  # webdataset 1.0 ends every shard with an empty dict
-                yield sample
+        for url in urls:
+            try:
+                opened = gopen(url)
+            except OSError as error:
+                self._failed(error)
+                continue
+            try:
+                files = tar_file_expander([{"url": url, "stream": opened}], handler=self._failed)
+                for sample in group_by_keys(files, handler=self._failed):
+                    if sample and "__key__" in sample:  # webdataset 1.0 ends every shard with an empty dict
+                        yield sample
+            finally:
+                with contextlib.suppress(OSError):  # a pipe that was not read to its end
+                    opened.close()
 
     def _failed(self, error: Exception) -> bool:
         """Counts a failure and goes on."""

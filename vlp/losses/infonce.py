@@ -64,7 +64,7 @@ class InfoNCE(Loss):
         )
 
     def _target(self, text: Float[Tensor, "N D"], everyone: Pool, valid: Bool[Tensor, "N"]) -> Float[Tensor, "B D"]:
-        """What each of our pictures is drawn to: the mean of its positives, and by `label_smoothing` the mean of all."""
+        """What each of our pictures is drawn to: the mean of its positives, `label_smoothing` of the mean of all."""
         group, own = everyone.group, everyone.own
         counts = positive_counts(valid, group=group, own=own).clamp(min=1)
         positives = positive_sums(text, group=group, own=own) / counts[:, None]

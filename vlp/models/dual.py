@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from vlp import dist
 from vlp.data.transforms import Preprocess
 from vlp.models.groups import Group, plan, run_groups
 from vlp.models.image import ImageOutput, ImageTower, image_tower
@@ -103,9 +104,12 @@ class Dual(nn.Module):
         if hasattr(self.text, "trims"):
             return self.text  # type: ignore[return-value]
         if "text" not in self._ways:
-            self._ways["text"] = ClipText(self.text, pad=lambda: self.tokenizer.pad)
+            self._ways["text"] = ClipText(self.text, pad=self._pad)
         way: TextTower = self._ways["text"]
         return way
+
+    def _pad(self) -> int:
+        return self.tokenizer.pad
 
     @property
     def image_blocks(self) -> Sequence[nn.Module]:
@@ -183,7 +187,9 @@ class Dual(nn.Module):
         """Which caption slots run together, by length; absent captions in none."""
         lengths = (batch.token_mask.sum(dim=-1) * batch.caption_mask).flatten().tolist()
         if self.trims:
-            return plan(lengths, self.text_groups)
+            made = plan(lengths, self.text_groups)
+            # alone in the world nobody waits for an empty group's call
+            return made if dist.world() > 1 else [group for group in made if group.rows] or made[:1]
         rows = [row for row, length in enumerate(lengths) if length > 0]
         return [Group(rows, batch.text.shape[-1])]
 

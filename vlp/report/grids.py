@@ -48,8 +48,9 @@ def retrieval(artefacts: Artefacts, thumbnails: Thumbnails) -> Html:
         return Html("")
     num_images, num_texts = artefacts.retrieval.get("num_images"), artefacts.retrieval.get("num_texts")
     note = (
-        f"{len(texts)} of {len(stored[0])} stored captions and {len(images)} of {len(stored[1])} stored pictures, drawn "
-        f"with seed {SEED} and not chosen by result. Searched: all {figure(num_images)} pictures and {figure(num_texts)} captions. "
+        f"{len(texts)} of {len(stored[0])} stored captions and {len(images)} of {len(stored[1])} stored pictures, "
+        f"drawn with seed {SEED} and not chosen by result. Searched: all {figure(num_images)} pictures and "
+        f"{figure(num_texts)} captions. "
         "Right answers are green; the rank is that of the best right answer."
     )
     captions = _captions(artefacts)

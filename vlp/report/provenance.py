@@ -53,8 +53,8 @@ def _hashes(run: RunFolder) -> dict[str, str]:
     for record in run.latest:
         for key in ("weights_hash", "data_hash", "templates_hash", "classes_hash", "code_version"):
             if record.get(key):
-                name = key if key in ("weights_hash", "code_version") else f"{key} ({record.get('dataset')})"
-                found[name.replace("_", " ")] = str(record[key])
+                of = "" if key in ("weights_hash", "code_version") else f" of {record.get('dataset')}"
+                found[key.replace("_", " ") + of] = str(record[key])
     return found
 
 
