@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -14,13 +14,10 @@ from vlp.adapters.zeroshot import ZeroShot
 from vlp.data.stages import Labels
 from vlp.metrics.accuracy import Accuracy
 from vlp.metrics.calibration import Calibration
-from vlp.registry import PartOf
+from vlp.registry import Named
 from vlp.text.templates import checked, read_names, read_templates, template_set
 
-if TYPE_CHECKING:
-    AdapterPart = ZeroShot
-else:
-    AdapterPart = PartOf("vlp.adapters:ADAPTERS")
+AdapterPart = Annotated[ZeroShot, Named("vlp.adapters:ADAPTERS")]
 SHOWN_PAIRS, SHOWN_EXAMPLES = 20, 4
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from pydantic import BeforeValidator, Field, model_validator
@@ -12,12 +12,9 @@ from pydantic import BeforeValidator, Field, model_validator
 from eval.layout import is_layout, read_layout, read_words
 from vlp.data.schema import DataError
 from vlp.data.sources import Records, Selected, Source, open_records
-from vlp.registry import Part, PartOf
+from vlp.registry import Named, Part
 
-if TYPE_CHECKING:
-    SourcePart = Source
-else:
-    SourcePart = PartOf("vlp.data:SOURCES", Source)
+SourcePart = Annotated[Source, Named("vlp.data:SOURCES")]
 CSV = (".csv", ".tsv")
 
 

@@ -26,7 +26,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 from rich.box import SIMPLE
@@ -40,12 +40,9 @@ from eval.view import View
 from vlp import __version__, config, dist
 from vlp.embed import Encoder
 from vlp.log import console, host_facts
-from vlp.registry import Part, PartOf
+from vlp.registry import Named, Part
 
-if TYPE_CHECKING:
-    BenchmarkField = BenchmarkPart
-else:
-    BenchmarkField = PartOf("eval:BENCHMARKS", BenchmarkPart)
+BenchmarkField = Annotated[BenchmarkPart, Named("eval:BENCHMARKS")]
 
 
 class Suite(Part):

@@ -7,10 +7,10 @@ DATA=${1:-scenes}
 
 if [ "$DATA" = scenes ]; then
   OUT=runs/out/demo
-  "$VLP" data scenes "$OUT/data/train" --count 16000 --seed 1 --size 64
-  "$VLP" data scenes "$OUT/data/test" --count 1000 --seed 2 --size 64 --exclude "$OUT/data/train" --unique-captions
-  "$VLP" data scenes "$OUT/data/labelled" --count 1000 --seed 3 --size 64 --variant labelled
-  "$VLP" data verify "$OUT/data/train" "$OUT/data/test" "$OUT/data/labelled"
+  "$VLP" data scenes "$OUT/data" --split train --count 16000 --seed 1 --workers 2
+  "$VLP" data scenes "$OUT/data" --split test --count 1000 --seed 2 --exclude "$OUT/data/train"
+  "$VLP" data scenes "$OUT/data" --split labelled --variant labelled --count 1000 --seed 3
+  for SPLIT in train test labelled; do "$VLP" data verify "$OUT/data/$SPLIT"; done
   "$VLP" doctor configs/train/scenes.yaml
   "$VLP" train configs/train/scenes.yaml
   TEST="$OUT/data/test/*.tar" QUERY="a big red star left of a blue circle"

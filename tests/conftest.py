@@ -24,10 +24,10 @@ from vlp.types import UNLABELLED, Batch, Features
 
 install_import_hook(["vlp.kernels", "vlp.losses"], "beartype.beartype")  # shapes in signatures are checked in tests
 
-# A server that has torch loaded and forks from there: a process starts in a tenth of a second, and never inherits
-# the threads of the test process.
+# A server that has torch loaded (and _dynamo, which DDP imports) and forks from there: a process starts in a tenth of a
+# second, and never inherits the threads of the test process.
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["torch.distributed", "torch.nn.parallel", "vlp.gradcache", "vlp.losses.infonce"])
+_PROCESSES.set_forkserver_preload(["torch._dynamo", "vlp.gradcache", "vlp.losses.infonce", "vlp.losses.sigmoid"])
 SECONDS = 120.0
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import pytest
 from pydantic import Field
 
 from vlp import config
-from vlp.registry import Part, PartOf, Table
+from vlp.registry import Named, Part, Table
 
 
 class Leaf(Part):
@@ -21,7 +23,7 @@ class Tree(Part):
 
     name: str
     leaf: Leaf = Leaf()
-    loss: PartOf("tests.test_config:TABLE") = Leaf()  # type: ignore[valid-type]
+    loss: Annotated[Leaf, Named("tests.test_config:TABLE")] = Leaf()
 
 
 TABLE = Table("leaf", {"leaf": "tests.test_config:Leaf"})

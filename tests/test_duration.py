@@ -10,7 +10,8 @@ from vlp.duration import Clock, Span, parse
 @pytest.mark.parametrize(
     ("text", "span"),
     [(300, Span(300, "steps")), ("300", Span(300, "steps")), ("2epochs", Span(2, "epochs")),
-     ("1 epoch", Span(1, "epochs")), ("10Msamples", Span(1e7, "samples")), ("5%", Span(5, "percent")), (".5epochs", Span(0.5, "epochs"))],
+     ("1 epoch", Span(1, "epochs")), ("10Msamples", Span(1e7, "samples")),
+     ("5%", Span(5, "percent")), (".5epochs", Span(0.5, "epochs"))],
 )  # fmt: skip
 def test_parse_and_back(text: object, span: Span) -> None:
     assert parse(text) == span

@@ -79,6 +79,13 @@ def test_texts_run_at_natural_length_in_batches_of_equal_memory():
     assert sum(rows for rows, _ in shapes) == 23
 
 
+def test_a_tower_that_does_not_trim_gets_no_more_texts_than_pictures():
+    dual = ColourDual()
+    dual.trims = False
+    Encoder(dual, batch_size=2).texts([f"word{n} blue" for n in range(9)])
+    assert max(rows for _, (rows, _) in dual.calls) == 2
+
+
 def test_modes_come_back_module_by_module_and_features_can_be_trained_on():
     dual = ColourDual().train()
     dual.frozen = nn.BatchNorm1d(3).eval()

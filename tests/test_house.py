@@ -35,13 +35,15 @@ LAYERS = {
     **dict.fromkeys(("vlp.feature_cache", "vlp.pictures", "vlp.progress"), 3),
     **dict.fromkeys(("vlp.embed",), 4),
     **dict.fromkeys(("vlp.run", "vlp.adapters"), 5),
-    **dict.fromkeys(("vlp.state", "vlp.trainer", "vlp.search", "vlp.api"), 6),
+    **dict.fromkeys(("vlp.prepare", "vlp.state", "vlp.trainer", "vlp.search", "vlp.api"), 6),
     **dict.fromkeys(("eval", "data_tools"), 7),
     **dict.fromkeys(("vlp", "vlp.cli", "vlp.search_cli", "vlp.doctor", "train"), 8),
 }
 # Within one layer: who may know whom.
 BESIDE = {
     ("vlp.trainer", "vlp.state"),
+    ("vlp.trainer", "vlp.prepare"),
+    ("vlp.state", "vlp.prepare"),
     ("vlp.api", "vlp.search"),
     ("vlp.search", "vlp.api"),
     ("vlp.cli", "vlp.doctor"),

@@ -24,6 +24,7 @@ def test_warmup_reaches_the_base_rate_and_the_end_reaches_final() -> None:
     assert cosine(9) == cosine(10) == 1.0
     assert cosine(55) == pytest.approx(0.55)
     assert cosine(100) == pytest.approx(0.1)
+    assert {rate(name="constant")(s) for s in (0, 50, 1000)} == {1.0}
     linear = rate(name="linear", final=0.5)
     assert [linear(s) for s in (0, 50, 100)] == pytest.approx([1, 0.75, 0.5])
 

@@ -18,7 +18,7 @@ from vlp.report.page import DASH, Html, document, duration, figure, section, tag
 from vlp.report.progress import stage_seconds
 from vlp.report.provenance import hide_paths
 from vlp.report.read import Artefacts, read_run
-from vlp.report.thumbnail import thumbnail
+from vlp.report.thumbnail import embedded, thumbnail
 
 EVIL = '<script>alert("x")</script>'
 VOID = {"img", "meta", "br", "hr"}
@@ -373,3 +373,18 @@ def test_numbers_for_people() -> None:
 )
 def test_hide_paths(text: str, shown: str) -> None:
     assert hide_paths(text) == shown
+
+
+def test_a_small_picture_is_shown_larger() -> None:
+    assert 'width="96"' in embedded(jpeg(size=(64, 32)), alt="x", least=96)
+    assert 'width="48"' in embedded(jpeg(size=(32, 64)), alt="x", least=96)
+    assert "width" not in embedded(jpeg(size=(128, 20)), alt="x", least=96)
+
+
+def test_measures_over_steps_are_drawn_from_two_records_on(run: Path) -> None:
+    lines(run / "results.jsonl", [result()])
+    assert "Measures over steps" not in words(render(read_run(run)))
+    lines(run / "results.jsonl", [result(step=100), result(step=200, metrics={"image_retrieval_recall@1": 0.5})])
+    page = render(read_run(run))
+    assert "Measures over steps" in words(page)
+    assert "0.5 at step 200" in words(page)

@@ -142,10 +142,22 @@ def test_a_picture_finds_itself(index: Index) -> None:
         assert all(abs(a - b) <= 12 for a, b in zip(corner, truth, strict=True))
 
 
-def test_the_model_is_found_from_the_index(index: Index, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(place)
+def test_the_model_is_found_from_the_index(
+    index: Index, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model").mkdir()  # "../model" as seen from here is another one
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     opened = Index.open(place / "index")
     assert [hit.key for hit in opened.search("a ball", top=3)] == [hit.key for hit in index.search("a ball", top=3)]
+
+
+def test_a_model_that_is_gone_is_said(place: Path, model: VLP, tmp_path: Path) -> None:
+    made = build_index(model, str(place / "pairs-*.tar"), tmp_path / "i", quiet=True)
+    about = json.loads((made.folder / "index.json").read_text())
+    (made.folder / "index.json").write_text(json.dumps({**about, "model": "../gone"}))
+    with pytest.raises(SearchError, match=r"\.\./gone cannot be loaded .*--model"):
+        Index.open(made.folder).search("x")
 
 
 def test_other_weights_are_refused(index: Index, place: Path) -> None:

@@ -62,7 +62,7 @@ def _measure(run: Any, plan: Any) -> Any:
     suite = load_suite(Path(plan.suite), [f"{key}={value}" for key, value in plan.overrides.items()])
 
     def measure(dual: Any, step: int) -> Mapping[str, float]:
-        encoder = Encoder(dual, device=str(next(dual.parameters()).device), workers=0)
+        encoder = Encoder(dual, device=str(next(dual.parameters()).device), quiet=True)
         records = run_suite(encoder, suite, out=run.folder, step=step, model_name=run.name)
         return {f"{r.dataset}/{name}": value for r in records for name, value in r.metrics.items()}
 

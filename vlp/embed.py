@@ -149,7 +149,11 @@ class Encoder:
     def _encode_texts(self, texts: Sequence[str]) -> Tensor:
         unique = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         ids = self.dual.tokenizer.encode(list(unique))
-        batches = _by_length(ids, budget=self.batch_size * self.dual.tokenizer.context)[dist.rank() :: dist.world()]
+        context = self.dual.tokenizer.context
+        # a tower that does not trim pads every text to its whole context, so short texts cost as much as long ones
+        shortest = 1 if self.dual.trims else context
+        widths = [min(_width(max(len(row), shortest)), context) for row in ids]
+        batches = _by_length(widths, budget=self.batch_size * context)[dist.rank() :: dist.world()]
         rows, places = [], list[int]()
         total = sum(map(len, batches))
         with self._running():
@@ -225,12 +229,11 @@ def _in_order(shares: Sequence[tuple[Tensor | None, list[int]]]) -> tuple[Tensor
     return torch.cat(rows)[order], places[order].tolist()
 
 
-def _by_length(ids: Sequence[Sequence[int]], *, budget: int) -> list[list[int]]:
-    """Rows in order of length, cut into batches of at most `budget` tokens, padding counted."""
+def _by_length(widths: Sequence[int], *, budget: int) -> list[list[int]]:
+    """Rows in order of their padded length, cut into batches of at most `budget` tokens."""
     batches: list[list[int]] = []
-    for row in sorted(range(len(ids)), key=lambda row: len(ids[row])):
-        width = _width(len(ids[row]))
-        if not batches or (len(batches[-1]) + 1) * width > budget:
+    for row in sorted(range(len(widths)), key=lambda row: widths[row]):
+        if not batches or (len(batches[-1]) + 1) * widths[row] > budget:
             batches.append([])
         batches[-1].append(row)
     return batches

@@ -68,6 +68,7 @@ class SkipLedger:
 
     def __init__(self, path: Path | None) -> None:
         self.counts: Counter[str] = Counter()
+        self.notes: Counter[str] = Counter()  # what was done to samples that stayed, in this process's part of the run
         self.seen = 0
         self._lines = JsonLines(path) if path else None
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import core_schema
@@ -100,8 +100,3 @@ class Named:
         build = core_schema.no_info_plain_validator_function(lambda spec: locate(self.table).build(spec))
         dump = core_schema.plain_serializer_function_ser_schema(lambda part: locate(self.table).dump(part))
         return {**build, "serialization": dump}
-
-
-def PartOf(table: str, base: Any = Any) -> Any:  # noqa: N802  (reads as a type in annotations)
-    """`Annotated[base, Named(table)]`, for places where a type checker does not look."""
-    return Annotated[base, Named(table)]

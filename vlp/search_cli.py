@@ -102,7 +102,7 @@ def search_command(
     opened = Index.open(index, model=given)
     query = Query(words, image, (text_weight, image_weight))
     hits = opened.nearest(query.feature(opened.model), top=top)
-    note = f"Searched {len(opened)} pictures of {Path(opened.about.data).name}."
+    note = f"Searched {len(opened)} pictures of {'/'.join(Path(opened.about.data).parts[-2:])}."
     sheet = contact_sheet(hits, query, out or index / "search.html", note=note)
     if as_json:
         rows = [{"key": hit.key, "shard": hit.shard, "score": hit.score, "caption": hit.caption} for hit in hits]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
@@ -112,6 +113,7 @@ class Trainer:
         self._settle(progress.step)
         self._bad_steps, self._unreported, self._epoch = 0, 0, int(self.clock.epoch(progress.step))
         self._skips: list[Any] = []
+        self._notes: Counter[str] = Counter()
         batches = self.feed.batches(progress.step, total)
         saved = progress.step if progress.step else -1
         for step in range(progress.step, total):
@@ -141,6 +143,7 @@ class Trainer:
     def _step(self, step: int, batch: Batch) -> dict[str, Any]:
         """One update of the model on one batch; returns what there is to log about it."""
         self._skips.extend(batch.skips)
+        self._notes.update(batch.notes)
         self._unreported += len(batch)
         rate = self.run.optim.lr * self.rate(step)
         set_rate(self.parts.adamw, rate)
@@ -227,12 +230,15 @@ class Trainer:
     def _log(self, done: int, record: Mapping[str, Any]) -> None:
         wall, stages = self.meter.lap()
         samples = self._unreported * dist.world()
-        skips = [skip for rank in dist.gather_object(self._skips) for skip in rank]
+        shares = dist.gather_object((self._skips, self._notes))
+        skips = [skip for rank, _ in shares for skip in rank]
+        for _, notes in shares:
+            self.ledger.notes.update(notes)
         self.ledger.add(skips, step=done, samples=samples)
         if int(self.clock.epoch(done)) != self._epoch:  # in a new epoch a sample gets a new chance
             self._epoch, self._known = int(self.clock.epoch(done)), []
         self._known = [*self._known, *skips]
-        self._skips, self._unreported = [], 0
+        self._skips, self._notes, self._unreported = [], Counter(), 0
         self.report.step(
             {
                 "step": done,
@@ -248,6 +254,7 @@ class Trainer:
                 "seconds": time.perf_counter() - self._began,
                 "stages": dict(self.meter.seconds),
                 "skipped": self.ledger.total,
+                "notes": dict(self.ledger.notes),
             }
         )
         refuse_bad_data(self.ledger, limit=self.run.data.max_bad_fraction, folder=self.run.folder)

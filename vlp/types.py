@@ -63,6 +63,7 @@ class Batch:
     extra: Mapping[str, Tensor] = field(default_factory=dict)  # columns a part asked for, batch dimension first
     keys: tuple[str, ...] = ()  # "shard:key" of every slot, for messages; empty string for an empty slot
     skips: tuple[Skip, ...] = ()  # samples found bad while this batch was made
+    notes: tuple[str, ...] = ()  # what was done to samples that stayed, one word each time: "caption_cut"
 
     def to(self, device: torch.device | str, *, non_blocking: bool = True) -> Batch:
         """The same batch with every tensor on `device`."""
@@ -76,9 +77,14 @@ class Batch:
         return int(self.image.shape[0])
 
     def rows(self, start: int, stop: int) -> Batch:
-        """Slots start..stop of the batch, views of the same memory; skips stay with the first rows."""
+        """Slots start..stop of the batch, views of the same memory; skips and notes stay with the first rows."""
         part = self._map(lambda t: t[start:stop])
-        return replace(part, keys=self.keys[start:stop], skips=self.skips if start == 0 else ())
+        return replace(
+            part,
+            keys=self.keys[start:stop],
+            skips=self.skips if start == 0 else (),
+            notes=self.notes if start == 0 else (),
+        )
 
     def _map(self, fn: Any) -> Batch:
         tensors = {name: fn(getattr(self, name)) for name in _BATCH_TENSORS}

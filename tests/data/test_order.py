@@ -15,7 +15,7 @@ SIZES = st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(lambda size
 def served(order: SourceOrder, epoch: int) -> list[list[int]]:
     """By stream, the indices of one epoch, through the one-by-one access."""
     span = range(epoch * order.places, (epoch + 1) * order.places)
-    return [[order.place(o, stream).index for o in span] for stream in range(order.streams)]
+    return [[order.place(o, stream).sample for o in span] for stream in range(order.streams)]
 
 
 def naive_line(order: SourceOrder, epoch: int) -> list[int]:

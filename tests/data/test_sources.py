@@ -10,8 +10,8 @@ import pytest
 
 from tests.data.tars import samples, write_shards, write_tar
 from vlp.config import ConfigError, validate
-from vlp.data import open_records
 from vlp.data import index as shard_index
+from vlp.data import open_records
 from vlp.data.index import Place
 from vlp.data.reader import MemberReader
 from vlp.data.remote import ShardCache
@@ -79,7 +79,9 @@ def test_stale_manifests_are_found(folder: Path) -> None:
 
 
 def test_a_bad_manifest_names_the_field(folder: Path) -> None:
-    (folder / "dataset.json").write_text('{"schema": 1, "name": "x", "shards": [{"file": "a.tar", "samples": -1, "bytes": 0}]}')
+    (folder / "dataset.json").write_text(
+        '{"schema": 1, "name": "x", "shards": [{"file": "a.tar", "samples": -1, "bytes": 0}]}'
+    )
     with pytest.raises(DataError, match=r"dataset.json.*shards.0.samples"):
         open_records(str(folder))
 
@@ -95,7 +97,7 @@ def test_fingerprint_follows_content_not_place(folder: Path, tmp_path: Path) -> 
 def test_damaged_shards_stop_or_are_kept(folder: Path) -> None:
     path = folder / "shard-002.tar"
     path.write_bytes(path.read_bytes()[:4000])
-    with pytest.raises(DataError, match="shard-002.tar: damaged at byte"):
+    with pytest.raises(DataError, match=r"shard-002.tar: damaged at byte"):
         open_records(str(folder))
     records = open_records({"name": "shards", "urls": str(folder), "damaged": "keep"})
     assert records.sizes[2] < 8
@@ -194,7 +196,7 @@ def test_reader_spans_gaps_and_names_short_files(tmp_path: Path) -> None:
     reader = MemberReader()
     assert reader.read(path, {"a": Place(0, 3), "b": Place(90_000, 2)}) == {"a": b"\0\1\2", "b": bytes([144, 145])}
     assert reader.read(path, {"a": Place(10, 3), "b": Place(20, 0)}) == {"a": b"\n\x0b\x0c", "b": b""}
-    with pytest.raises(BadSampleError, match="unreadable.*short"):
+    with pytest.raises(BadSampleError, match=r"unreadable.*short"):
         reader.read(path, {"a": Place(102_300, 200)})
     with pytest.raises(BadSampleError, match="unreadable"):
         reader.read(tmp_path / "none", {"a": Place(0, 1)})
@@ -283,5 +285,12 @@ def test_openstax_is_all_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert len(records) == 7998
     assert records.notes == {}
     assert {tuple(sorted(records.read(i).members)) for i in range(len(records))} == {("jpg", "json")}
-    validation = open_records({"name": "shards", "urls": f"{OPENSTAX}/train-*.tar", "split": "validation", "group_by": "book"})
+    validation = open_records(
+        {"name": "shards", "urls": f"{OPENSTAX}/train-*.tar", "split": "validation", "group_by": "book"}
+    )
     assert 0.02 * 7998 < len(validation) < 0.11 * 7998
+
+
+def test_an_unreadable_json_is_its_own_group(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", [*samples(0, 3), ("x.json", b"{broken")])
+    assert groups_of(open_records(str(tmp_path)), "book") == ["book 0", "book 1", "book 2", "x"]

@@ -42,7 +42,7 @@ def test_shuffled_in_a_buffer(tmp_path: Path) -> None:
 
 def test_nothing_but_damage_is_an_error_not_a_loop(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(b"<html>" * 500)
-    with pytest.raises(DataError, match="no sample.*ReadError"):
+    with pytest.raises(DataError, match=r"no sample.*ReadError"):
         Stream(part(str(tmp_path / "a.tar")), seed=0).next()
 
 

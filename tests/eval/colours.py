@@ -38,6 +38,7 @@ class ColourDual(nn.Module):
         self.register_buffer("table", table)
         self.tokenizer = WordTokenizer()
         self.transform = Preprocess(size=8)
+        self.trims = True
         self.calls: list[tuple[str, tuple[int, ...]]] = []
 
     def encode_image(self, image: Tensor) -> Tensor:

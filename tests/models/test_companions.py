@@ -40,7 +40,7 @@ def test_applied_swaps_and_swaps_back_even_after_a_fault() -> None:
         for p in dual.parameters():
             p.add_(torch.randn_like(p) * 0.1)
     now = dual(batch).text
-    with pytest.raises(RuntimeError, match="stop"):  # noqa: PT012
+    with pytest.raises(RuntimeError, match="stop"):  # noqa: PT012, SIM117
         with ema.applied(dual):
             assert torch.equal(dual(batch).text, at_start)
             raise RuntimeError("stop")

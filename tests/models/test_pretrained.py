@@ -10,7 +10,6 @@ from typing import Any
 import open_clip
 import pytest
 import torch
-from torch.nn.functional import normalize
 
 from vlp.models import pretrained
 from vlp.models.arch import OURS_FILE
@@ -49,7 +48,7 @@ def test_plain_open_clip_reads_what_we_write(tmp_path: Path, kind: str) -> None:
     torch.testing.assert_close(model.encode_text(text, normalize=True), ours[1], atol=1e-5, rtol=0)
     assert model.logit_scale.shape == ()
     assert model.logit_scale.item() == dual.logit_scale.item()
-    assert transform.transforms[-1].mean == dual.transform.mean
+    assert tuple(transform.transforms[-1].mean) == dual.transform.mean
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -119,11 +118,12 @@ def test_faults_are_named(tmp_path: Path) -> None:
     weights = folder / pretrained.WEIGHTS_FILE
     with pytest.raises(
         ValueError,
-        match=r"12 missing: visual\.transformer\.resblocks\.3.* and 8 more; .* of another shape: .*\(32, 3, 8, 8\) for \(48",
+        match=r"12 missing: visual\.transformer\.resblocks\.3.* and 8 more; .* shape: .*\(32, 3, 8, 8\) for \(48",
     ):
         pretrained.load(tmp_path / "wider.json", weights=weights)
+    (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no model here"):
-        pretrained.load(tmp_path)
+        pretrained.load(tmp_path / "empty")
     with pytest.raises(ValueError, match='did you mean "ViT-B-32"'):
         pretrained.load("ViT-B-23", weights=weights)
     with pytest.raises(ValueError, match="no file or folder"):
@@ -176,11 +176,8 @@ def test_another_vocabulary_leaves_embeddings_at_random(tmp_path: Path, caplog: 
     (tmp_path / "other.json").write_text(json.dumps(other))
     dual = Model(arch=str(tmp_path / "other.json"), pretrained=str(folder)).build()
     assert "text.token_embedding.weight: left at random, the vocabulary has 120 entries, the weights 99" in caplog.text
-    old = make_dual()
-    assert torch.equal(
-        normalize(dual.eval().encode_image(torch.ones(1, 3, 32, 32)), dim=-1),
-        normalize(old.encode_image(torch.ones(1, 3, 32, 32)), dim=-1),
-    )
+    image = torch.ones(1, 3, 32, 32)
+    assert torch.equal(dual.eval().encode_image(image), make_dual().encode_image(image))
 
 
 def test_the_tokenizer_comes_back(tmp_path: Path) -> None:
@@ -192,7 +189,10 @@ def test_the_tokenizer_comes_back(tmp_path: Path) -> None:
     assert again.tokenizer.context == dual.context == 32
 
 
-@pytest.mark.parametrize("arch", ["vlp-nano", "vlp-tiny-64", "vlp-tiny-96", "vlp-tiny-112", "resnet-tiny"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("vlp-tiny-64", "vlp-tiny-96", "vlp-tiny-112")]
+
+
+@pytest.mark.parametrize("arch", ["vlp-nano", "resnet-tiny", *SLOW])
 def test_small_configurations_are_open_clips_too(arch: str) -> None:
     assert arch in names()
     dual = Model(arch=arch).build().eval()

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from open_clip import tokenizer as peer
 
@@ -20,6 +20,25 @@ def test_cleaning_is_open_clips(text: str) -> None:
 @given(st.text(alphabet=st.characters(max_codepoint=127), max_size=60))
 def test_plain_text_may_skip_the_repair(text: str) -> None:
     assert CLEANERS["whitespace"](text) == peer.get_clean_fn("whitespace")(text)
+
+
+USUAL = (
+    "abzAZ 09.,'\"<>\n\tÀÁÂÃÄÅÇÈÉÊÌÍÎÏÐÑÒÓÔÖØÙÚÛÜßàáâãäåæçèéêëìíîïñòóôöøùúûüÿ"
+    "ĀāĐđİıĴĿłŠšŸŽžſ–—‘’“”…Ж\u0451é猫犬かなカー、。한글"
+)
+
+
+@given(st.text(alphabet=USUAL, max_size=30))
+@settings(max_examples=600, deadline=None)
+def test_usual_text_may_skip_the_repair(text: str) -> None:
+    assert CLEANERS["whitespace"](text) == peer.get_clean_fn("whitespace")(text)
+
+
+@given(st.text(max_size=12), st.sampled_from(["cp1252", "latin-1", "cp1251"]))
+@settings(max_examples=300, deadline=None)
+def test_mojibake_is_still_repaired(text: str, wrong: str) -> None:
+    broken = ("“" + text + "é’s").encode("utf-8", "ignore").decode(wrong, "replace")
+    assert CLEANERS["whitespace"](broken) == peer.get_clean_fn("whitespace")(broken)
 
 
 @given(st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=50), st.integers(0, 60))

@@ -49,6 +49,7 @@ def collate(
         extra=_columns(items),
         keys=tuple(keys) if keys is not None else tuple("" if item is None else item.key for item in items),
         skips=tuple(skips),
+        notes=tuple(note for item in items if item for note in item.notes),
     )
 
 

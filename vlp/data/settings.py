@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
@@ -11,12 +11,9 @@ from vlp.data.order import MAX_STREAMS, num_streams
 from vlp.data.remote import ShardCache
 from vlp.data.sources import Source
 from vlp.data.transforms import Augment
-from vlp.registry import Part, PartOf
+from vlp.registry import Named, Part
 
-if TYPE_CHECKING:
-    SourcePart = Source
-else:
-    SourcePart = PartOf("vlp.data:SOURCES", Source)
+SourcePart = Annotated[Source, Named("vlp.data:SOURCES")]
 
 
 class Data(Part):

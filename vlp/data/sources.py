@@ -12,7 +12,7 @@ from pydantic import Field
 from vlp.data.order import Indices
 from vlp.data.remote import ShardCache
 from vlp.data.schema import DataError
-from vlp.data.splits import in_validation, read_keys, read_split
+from vlp.data.splits import field_of, in_validation, read_keys, read_split
 from vlp.data.stages import Captions, Labels
 from vlp.registry import Part
 from vlp.types import BadSampleError, Sample
@@ -173,17 +173,18 @@ def as_source(source: Source | dict[str, Any] | str) -> Source:
 
 
 def groups_of(records: Records, group_by: str | None) -> list[str]:
-    """The group of every sample: its key, or the json field `group_by`."""
+    """The group of every sample: the json field `group_by`, or its key, as for one that cannot be read anyway."""
     if group_by is None:
         return [records.name(i)[1] for i in range(len(records))]
-    from vlp.data.splits import field_of
-
     groups = []
     for i in range(len(records)):
         try:
             groups.append(field_of(records.read(i, ("json",)), group_by))
         except BadSampleError as error:
-            raise DataError(f"{records.name(i)}: group_by: {group_by} needs to read it: {error}") from error
+            shard, key = records.name(i)
+            if error.reason == "no_group":
+                raise DataError(f"{shard}: sample {key}: {error}; choose another group_by") from error
+            groups.append(key)
     return groups
 
 

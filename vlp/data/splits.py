@@ -29,19 +29,22 @@ def in_validation(groups: Sequence[str], fraction: float) -> npt.NDArray[np.bool
     """Which samples are validation: those of groups whose hash is in the lowest `fraction` of all hashes.
 
     A group is never parted, and its side does not depend on the others, with one exception: where groups are so few
-    that none or nearly half of the samples would fall there, groups are taken in order of hash up to `fraction`.
+    that a quarter too few or a third too many samples fall there, they are taken in order of hash as they fit.
     """
     sizes = Counter(groups)
     chosen = {group for group in sizes if hash64(group) < fraction * _SPAN}
     share = sum(sizes[group] for group in chosen) / max(len(groups), 1)
-    if not 0.5 * fraction <= share <= 2 * fraction:
-        chosen = _nearest(sizes, fraction * len(groups))
+    if not 0.75 * fraction <= share <= 1.33 * fraction:
+        chosen = _fitting(sizes, fraction * len(groups))
     return np.array([group in chosen for group in groups], dtype=np.bool_)
 
 
 def field_of(sample: Sample, dotted: str) -> str:
     """The value of a json field as text; BadSampleError if the sample has no such field."""
-    value: Any = json.loads(sample.members.get("json", b"null"))
+    try:
+        value: Any = json.loads(sample.members.get("json", b"null"))
+    except ValueError as error:
+        raise BadSampleError("bad_json", str(error)) from error
     for name in dotted.split("."):
         if not isinstance(value, dict) or name not in value:
             raise BadSampleError("no_group", f'no json field "{dotted}"')
@@ -93,12 +96,12 @@ def read_keys(path: str | Path) -> set[str]:
     return {f"{Path(row['shard']).name}:{row['key']}" if row.get("shard") else str(row["key"]) for row in kept}
 
 
-def _nearest(sizes: Counter[str], target: float) -> set[str]:
-    """Groups in order of hash, each taken if that brings the number of samples nearer to `target`; at least one."""
+def _fitting(sizes: Counter[str], target: float) -> set[str]:
+    """Groups in order of hash, each taken if `target` is not overshot by more than a tenth; at least the smallest."""
     chosen: set[str] = set()
     total = 0
     for group in sorted(sizes, key=lambda name: (hash64(name), name)):
-        if abs(total + sizes[group] - target) < abs(total - target):
+        if total + sizes[group] <= 1.1 * target:
             chosen.add(group)
             total += sizes[group]
     return chosen or {min(sizes, key=lambda name: (sizes[name], hash64(name)))}

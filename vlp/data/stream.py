@@ -131,7 +131,7 @@ class Stream:
                 )
 
     def _read(self, urls: list[str]) -> Iterator[dict[str, Any]]:
-        """Samples of some urls; one that cannot be opened is counted. Files are closed, which webdataset leaves open."""
+        """Samples of some urls; one that cannot be opened is counted. webdataset leaves files open, this does not."""
         from webdataset.gopen import gopen
         from webdataset.tariterators import group_by_keys, tar_file_expander
 

@@ -129,8 +129,8 @@ class Preprocess(Part):
 class Augment(Part):
     """Random resized crop, then mirror, colour jitter and gray, all drawn from the generator that is handed in.
 
-    The defaults are open_clip's: a crop of 90 to 100 % of the area and nothing else. JPEGs much larger than the target are
-    decoded at a fraction of their size (`shrink`): 50 dB or better, up to 2.6 times as fast; `shrink: 0` never does.
+    The defaults are open_clip's: a crop of 90 to 100 % of the area and nothing else. JPEGs much larger than the target
+    are decoded at a fraction of their size (`shrink`): 50 dB or better, up to 2.6 times as fast; `shrink: 0`: never.
     """
 
     scale: tuple[float, float] = (0.9, 1.0)

@@ -11,10 +11,10 @@ def recall_at(k: int, *, candidates: int, positives: Int[Tensor, "Q"]) -> float:
     """Mean over queries of P(one of `positives` lies in the first k of a random order): 1 - C(M-c, k) / C(M, k)."""
     if k >= candidates:
         return 1.0
-    rest = candidates - positives.double()
-    place = torch.arange(k, dtype=torch.float64)
-    misses = ((rest[:, None] - place) / (candidates - place)).clamp_min(0).prod(dim=1)
-    return 1.0 - float(misses.mean())
+    place = torch.arange(int(positives.max()), dtype=torch.float64)
+    # the same number as prod over j < c of (M - k - j) / (M - j), which is short because c is
+    misses = ((candidates - k - place) / (candidates - place)).clamp_min(0).cumprod(dim=0)
+    return 1.0 - float(misses[positives - 1].mean())
 
 
 def mean_rank(*, candidates: int, positives: Int[Tensor, "Q"]) -> float:

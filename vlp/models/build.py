@@ -10,6 +10,7 @@ from torch import nn
 from vlp.models.arch import Arch
 from vlp.models.image import PatchDropout
 
+_PROBE_VISION = {"image_size": 8, "patch_size": 8, "width": 8, "head_width": 8, "layers": 1}
 _PROBE_TEXT = {"context_length": 2, "vocab_size": 2, "width": 8, "heads": 1, "layers": 1}
 _HF_POOLERS = {
     "mean_pooler": "mean",
@@ -37,13 +38,17 @@ def build_towers(arch: Arch, *, patch_dropout: float | None = None, pretrained_t
         vision["timm_model_pretrained"] = False  # nothing is fetched that was not asked for
     vision["patch_dropout"] = 0.0  # ours draws from the device's generator
     ours = arch.ours.get("text") or _hf_settings(text)
+    timm = _timm_arguments(arch, patch_dropout) if "timm_model_name" in vision else {}
     clip = open_clip.CustomTextCLIP(
-        config["embed_dim"], vision, _PROBE_TEXT if ours else text, quick_gelu=config.get("quick_gelu", False)
+        config["embed_dim"],
+        _PROBE_VISION if timm else vision,
+        _PROBE_TEXT if ours else text,
+        quick_gelu=config.get("quick_gelu", False),
     )
-    visual: Any = clip.visual
-    if vision.get("timm_model_name"):
-        visual = _sized_timm(visual, arch, patch_dropout)
-    elif patch_dropout:
+    visual: Any = _timm_tower(vision, timm) if timm else clip.visual
+    if not timm and "timm_model_name" in vision:
+        _resize_timm(visual, vision["image_size"])
+    elif not timm and patch_dropout:
         _drop_patches(visual, patch_dropout)
     if not ours:
         return Modules(visual, clip.text)
@@ -76,23 +81,41 @@ def _drop_patches(visual: Any, prob: float) -> None:
     visual.patch_dropout = PatchDropout(prob)
 
 
-def _sized_timm(visual: Any, arch: Arch, patch_dropout: float) -> Any:
-    """The timm tower at the size asked for; open_clip ignores `image_size` when it makes one."""
-    import timm
-
+def _timm_arguments(arch: Arch, patch_dropout: float) -> dict[str, Any]:
+    """What timm is told beyond open_clip's words, if anything."""
     vision = arch.config["vision_cfg"]
-    size = vision["image_size"]
-    size = (size, size) if isinstance(size, int) else tuple(size)
     extra = dict(arch.ours.get("timm", {}))
     if patch_dropout:
         extra["patch_drop_rate"] = patch_dropout
-    if extra:
-        if vision.get("timm_proj") not in ("none", None) or vision.get("timm_pool") in ("abs_attn", "rot_attn"):
-            raise ValueError("arguments for timm (also model.patch_dropout) need vision_cfg.timm_proj: none")
-        classes = 0 if vision.get("timm_proj") == "none" else arch.config["embed_dim"]
-        arguments: dict[str, Any] = {"num_classes": classes, "global_pool": vision["timm_pool"], **extra}
-        visual.trunk = timm.create_model(vision["timm_model_name"], pretrained=False, **arguments)
-    elif hasattr(visual.trunk, "set_input_size") and tuple(visual.trunk.default_cfg["input_size"][1:]) != size:
+    if not extra:
+        return {}
+    if vision.get("timm_proj") not in ("none", "") or vision.get("timm_pool") in ("abs_attn", "rot_attn"):
+        raise ValueError(
+            "arguments for timm (and so model.patch_dropout) need a tower whose timm_proj is none or empty"
+        )
+    classes = 0 if vision.get("timm_proj") == "none" else arch.config["embed_dim"]
+    return {"num_classes": classes, "global_pool": vision["timm_pool"], **extra}
+
+
+def _timm_tower(vision: dict[str, Any], arguments: dict[str, Any]) -> nn.Module:
+    """open_clip's TimmModel around a trunk made with these arguments, which open_clip's own way does not take."""
+    import timm
+    from open_clip.timm_model import TimmModel
+
+    tower: Any = TimmModel.__new__(TimmModel)
+    nn.Module.__init__(tower)
+    tower.image_size = _pair(vision["image_size"])
+    tower.trunk = timm.create_model(vision["timm_model_name"], pretrained=False, **arguments)
+    tower.head = nn.Sequential()
+    return tower  # type: ignore[no-any-return]
+
+
+def _resize_timm(visual: Any, image_size: Any) -> None:
+    """Bring a trunk to the size asked for; open_clip leaves it at the size of its name."""
+    size = _pair(image_size)
+    if hasattr(visual.trunk, "set_input_size") and tuple(visual.trunk.default_cfg["input_size"][1:]) != size:
         visual.set_input_size(size)
-    visual.image_size = size
-    return visual
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))

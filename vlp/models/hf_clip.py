@@ -46,9 +46,7 @@ def _configs(folder: Path) -> tuple[dict[str, Any], Any]:
     hf = json.loads((folder / HF_FILE).read_text(encoding="utf-8"))
     kind = hf.get("model_type", "")
     if kind not in _KINDS:
-        raise ValueError(
-            f'{folder}: a "{kind}" of transformers is no two-tower model known here{nearest(kind, _KINDS)}'
-        )
+        raise ValueError(f'{folder}: model_type "{kind}" of transformers is not known here{nearest(kind, _KINDS)}')
     return hf, (CLIPConfig if kind == "clip" else SiglipConfig).from_dict(hf)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from pydantic import Field, model_validator
 from torch import nn
@@ -15,13 +15,10 @@ from vlp.models.dual import Dual
 from vlp.models.find import find
 from vlp.models.freeze import lock
 from vlp.models.text_hf import HFTextConfig
-from vlp.registry import PartOf
+from vlp.registry import Named
 from vlp.text.tokenizers import TokenizerPart
 
-if TYPE_CHECKING:
-    AnyTokenizer = TokenizerPart
-else:
-    AnyTokenizer = PartOf("vlp.text:TOKENIZERS", TokenizerPart)
+AnyTokenizer = Annotated[TokenizerPart, Named("vlp.text:TOKENIZERS")]
 Lock = bool | Annotated[int, Field(ge=0)]
 
 

@@ -6,12 +6,10 @@ import hashlib
 import json
 import logging
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from vlp.models import hf_clip
 from vlp.models.arch import CONFIG_FILE, HF_FILE, OURS_FILE, Arch
@@ -54,10 +52,9 @@ def load(path: Path | str, *, weights: Path | str | None = None) -> Dual:
     found = find(str(path)) if weights is not None else arch_of(str(path))
     source = Path(weights) if weights is not None else model_folder(Path(path))
     dual = assemble(found, Settings())
-    state = _read(source)
+    state = _read(dual, source)
     if "logit_bias" in state and dual.logit_bias is None:
         dual.logit_bias = torch.nn.Parameter(torch.zeros(1))
-    _warn_gelu(dual, source, state)
     load_strict(dual, state, where=str(source))
     dual.set_needs(())
     return dual.eval()
@@ -66,7 +63,7 @@ def load(path: Path | str, *, weights: Path | str | None = None) -> Dual:
 def load_weights(dual: Dual, folder: Path | str) -> None:
     """Put the weights of a folder written by `save` into `dual`, heads included; everything must fit."""
     folder = model_folder(Path(folder))
-    load_strict(dual, _read(folder), where=str(folder), skip=("heads.",))
+    load_strict(dual, _read(dual, folder), where=str(folder), skip=("heads.",))
     heads = read_weights(folder / HEADS_FILE) if (folder / HEADS_FILE).is_file() else {}
     load_strict(dual.heads, heads, where=str(folder / HEADS_FILE))
 
@@ -81,8 +78,7 @@ def start(dual: Dual, source: str, *, text: bool = True) -> list[str]:
     if not path.exists():
         near = nearest(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
         raise ValueError(f"model.pretrained: no file or folder {source}{near}")
-    state = _read(path)
-    _warn_gelu(dual, path, state)
+    state = _read(dual, path)
     if not text:
         state = {name: tensor for name, tensor in state.items() if not name.startswith("text.")}
     state, notes = adapt(dual, state)
@@ -135,17 +131,19 @@ def weights_hash(dual: Dual) -> str:
     return digest.hexdigest()[:16]
 
 
-def _read(source: Path) -> State:
-    """Weights named as in `Dual`, from a file or a folder of any known kind."""
+def _read(dual: Dual, source: Path) -> State:
+    """Weights named as in `Dual`, from a file or a folder of any known kind; warns where the activation differs."""
+    state = read_weights(weight_file(source) if source.is_dir() else source)
+    _warn_gelu(dual, source, openai=is_openai(state))
     if source.is_dir() and not (source / CONFIG_FILE).is_file():
-        return hf_clip.convert(read_weights(weight_file(source)), source)
-    return to_ours(read_weights(weight_file(source) if source.is_dir() else source))
+        return hf_clip.convert(state, source)
+    return to_ours(state)
 
 
-def _warn_gelu(dual: Dual, source: Path, state: Mapping[str, Tensor]) -> None:
+def _warn_gelu(dual: Dual, source: Path, *, openai: bool) -> None:
     """QuickGELU and GELU have the same weights, and a model run with the wrong one is quietly worse."""
     here = bool(dual.config.get("quick_gelu", False))
-    there = True if is_openai(dict(state)) else None
+    there = True if openai else None
     if source.is_dir():
         there = bool(read_folder(source).config.get("quick_gelu", False))
     if there is not None and there != here:
@@ -153,7 +151,7 @@ def _warn_gelu(dual: Dual, source: Path, state: Mapping[str, Tensor]) -> None:
         warnings.warn(
             f"{source} was trained with {names[there]}, but this architecture uses {names[here]}: "
             f'take the "-quickgelu" architecture, or set quick_gelu in its configuration',
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

@@ -67,7 +67,9 @@ class HFText(nn.Module):
         return list(max(stacks, key=len, default=[]))
 
     def checkpoint_blocks(self) -> None:
-        self.transformer.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        name = "activation_checkpointing_enable"  # its name from transformers 5.2x on
+        enable = getattr(self.transformer, name, None) or self.transformer.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
 
     def lock_groups(self) -> list[list[Any]]:
         """Groups for partial unlocking: what is below the blocks, each block, the last one with the rest above it."""

@@ -8,12 +8,12 @@ from typing import Any
 
 from vlp.report.page import Html, figure, fold, section, table, tag
 from vlp.report.read import Artefacts
-from vlp.report.thumbnail import data_uri, thumbnail
+from vlp.report.thumbnail import embedded, thumbnail
 
 Entry = Mapping[str, Any]
 QUERIES = 10  # of each direction and data set
 SEED = 0
-SIDE = 128
+SIDE, LEAST = 128, 96  # longest side of a picture in the page, and how large a smaller one is shown
 BUDGET = 4_500_000  # bytes of pictures in the whole page, base64 included
 
 
@@ -32,12 +32,12 @@ class Thumbnails:
         small = thumbnail(path.read_bytes(), SIDE)
         if small is None:
             return tag("span", "unreadable", class_="blank")
-        uri = data_uri(small)
-        if len(uri) > self._left:
+        shown = embedded(small, alt=f"picture {row} of {artefacts.name}", least=LEAST)
+        if len(shown) > self._left:
             self.left_out += 1
             return tag("span", "left out", class_="blank")
-        self._left -= len(uri)
-        return tag("img", src=uri, alt=f"picture {row} of {artefacts.name}", loading="lazy")
+        self._left -= len(shown)
+        return shown
 
 
 def retrieval(artefacts: Artefacts, thumbnails: Thumbnails) -> Html:

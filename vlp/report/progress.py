@@ -16,6 +16,8 @@ _SHOWN = {  # the measures drawn for a task that has them, with short names
     "mean_per_class_recall": "per class",
     "image_retrieval_recall@10": "R@10 to image",
     "text_retrieval_recall@10": "R@10 to text",
+    "rankme_image": "RankMe, image",
+    "rankme_text": "RankMe, text",
 }
 
 
@@ -111,7 +113,7 @@ def measured(records: Sequence[Record]) -> Html:
 
 def _over_steps(key: tuple[str, str], lines: Mapping[str, Points]) -> Html:
     several = {name: sorted(dict(points).items()) for name, points in lines.items() if len(dict(points)) > 1}
-    names = [name for name in _SHOWN if name in several] or list(several)[:3]
+    names = [name for name in _SHOWN if name in several] or list(several)[:1]
     shown = [Line(_SHOWN.get(name, name), several[name], dots=True) for name in names]
     return chart(key[0], shown, unit=key[1].replace("_", " "), size="middle")
 

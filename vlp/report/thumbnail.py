@@ -6,6 +6,8 @@ import base64
 import io
 from typing import Any
 
+from vlp.report.page import Html, tag
+
 
 def thumbnail(picture: Any, side: int, *, quality: int = 80) -> bytes | None:
     """A JPEG of at most side x side of bytes or a PIL image, transparent parts white; None when it cannot be read."""
@@ -24,9 +26,14 @@ def thumbnail(picture: Any, side: int, *, quality: int = 80) -> bytes | None:
     return out.getvalue()
 
 
-def data_uri(jpeg: bytes) -> str:
-    """The JPEG as an address that needs no file."""
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
+def embedded(jpeg: bytes, *, alt: str, least: int) -> Html:
+    """The img with the JPEG inside; one smaller than `least` on both sides is shown that large."""
+    from PIL import Image
+
+    width, height = Image.open(io.BytesIO(jpeg)).size
+    grown = round(width * least / max(width, height)) if max(width, height) < least else None
+    uri = "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
+    return tag("img", src=uri, alt=alt, width=grown, loading="lazy")
 
 
 def _on_white(picture: Any) -> Any:

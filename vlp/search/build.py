@@ -88,7 +88,7 @@ def _pictures(folder: Path) -> Iterable[Path]:
 
 def _portable(model: str, out: Path) -> str:
     """A path on this disk as seen from the index, so that both may move together; a name stays a name."""
-    return os.path.relpath(model, out) if model and Path(model).exists() else model
+    return os.path.relpath(Path(model).resolve(), out.resolve()) if model and Path(model).exists() else model
 
 
 def _refuse_other(out: Path) -> None:

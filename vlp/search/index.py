@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -39,7 +40,7 @@ class About(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
     schema_: int = Field(SCHEMA, alias="schema")
-    model: str  # as given when it was made; tried from the working directory, then from the index
+    model: str  # a path as seen from the index, or a name
     weights: str | None = None
     weights_hash: str
     transform: str
@@ -123,8 +124,8 @@ class Index:
         """The model that made the index, loaded from where it was and checked."""
         if self._given is not None:
             return self._given
-        places = [Path(self.about.model), self.folder / self.about.model]
-        path = next((str(place) for place in places if place.exists()), self.about.model)
+        beside = self.folder.resolve() / self.about.model
+        path = os.path.normpath(beside) if beside.exists() else self.about.model
         try:
             model = load(path, weights=self.about.weights)
         except (OSError, ValueError) as error:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from vlp.pictures import read_picture
 from vlp.report.page import Html, document, figure, tag
-from vlp.report.thumbnail import data_uri, thumbnail
+from vlp.report.thumbnail import embedded, thumbnail
 from vlp.search.index import Hit, Query
 
-LEAD = 200  # side of the query's picture
+LEAD, SIDE = 160, 150  # sides of the query's picture and, at least, of the others
 
 
 def contact_sheet(hits: Sequence[Hit], query: Query | str, out: str | Path, *, note: str = "") -> Path:
@@ -19,46 +19,31 @@ def contact_sheet(hits: Sequence[Hit], query: Query | str, out: str | Path, *, n
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     found = f"{figure(len(hits))} nearest pictures, best first; the score is the cosine with the query. {note}".strip()
-    body = [_header(asked), tag("p", found, class_="note"), _grid(hits)]
-    out.write_text(document(f"Search: {_title(asked)}", *body), encoding="utf-8")
+    grid = tag("div", *(_card(rank, hit) for rank, hit in enumerate(hits, start=1)), class_="sheet")
+    page = document(f"Search: {asked.text or 'a picture'}", _header(asked), tag("p", found, class_="note"), grid)
+    out.write_text(page, encoding="utf-8")
     return out
 
 
-def _title(query: Query) -> str:
-    return query.text or "a picture"
-
-
 def _header(query: Query) -> Html:
-    picture = None
+    picture = balance = None
     if query.image is not None:
         small = thumbnail(read_picture(query.image), LEAD)
-        picture = tag("img", src=data_uri(small), alt="the query's picture") if small else None
-    both = query.text is not None and query.image is not None
-    words = [
-        tag("p", "Search for", class_="sub"),
-        tag(
-            "h1",
-            f"\N{LEFT DOUBLE QUOTATION MARK}{query.text}\N{RIGHT DOUBLE QUOTATION MARK}"
-            if query.text
-            else "this picture",
-        ),
-        tag("p", f"and this picture, words {query.weights[0]:g} to picture {query.weights[1]:g}", class_="sub")
-        if both
-        else None,
-    ]
-    return tag("header", tag("div", picture, tag("div", *words), class_="lead"))
-
-
-def _grid(hits: Sequence[Hit]) -> Html:
-    return tag("div", *(_card(rank, hit) for rank, hit in enumerate(hits, start=1)), class_="sheet")
+        picture = embedded(small, alt="the query's picture", least=LEAD) if small else None
+    title = "this picture"
+    if query.text:
+        title = f"\N{LEFT DOUBLE QUOTATION MARK}{query.text}\N{RIGHT DOUBLE QUOTATION MARK}"
+        if query.image is not None:
+            weights = f"words {query.weights[0]:g} to picture {query.weights[1]:g}"
+            balance = tag("p", f"and this picture, {weights}", class_="sub")
+    words = tag("div", tag("p", "Search for", class_="sub"), tag("h1", title), balance)
+    return tag("header", tag("div", picture, words, class_="lead"))
 
 
 def _card(rank: int, hit: Hit) -> Html:
-    image = (
-        tag("img", src=data_uri(hit.thumbnail), alt=hit.key)
-        if hit.thumbnail
-        else tag("span", "no picture", class_="blank")
-    )
+    image = tag("span", "no picture", class_="blank")
+    if hit.thumbnail:
+        image = embedded(hit.thumbnail, alt=hit.key, least=SIDE)
     where = f"{hit.shard} \N{MIDDLE DOT} {hit.key}" if hit.shard else hit.key
     return tag(
         "div",

@@ -11,11 +11,16 @@ from typing import Literal
 
 import ftfy
 import regex
+from ftfy.badness import is_bad
 
 Clean = Literal["none", "whitespace", "lower", "canonicalize"]
 
-# Printable ASCII and plain white space without "&": ftfy.fix_text and html.unescape leave it as it is.
-_is_plain = regex.compile(r"[ -%'-~\t\n\r]*", regex.ASCII).fullmatch
+# Characters that ftfy changes only where they are mojibake (is_bad), and curly quotes, which it straightens. No "&".
+_is_usual = regex.compile(
+    r"[ -%'-~\t\n\r\u00c0-\u0131\u0134-\u0148\u014a-\u017f\u0400-\u045f\u2013\u2014\u2018\u2019\u201c\u201d\u2026"
+    r"\u3001\u3002\u3041-\u3096\u30a1-\u30fa\u30fc\u4e00-\u9fa5\uac00-\ud7a3]*"
+).fullmatch
+_STRAIGHT = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"'})
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -30,10 +35,15 @@ def cut_bytes(text: str, limit: int) -> str:
 def repair(text: str) -> str:
     """Mojibake, entities, lone surrogates, control characters put right and NFC, exactly as open_clip's `basic_clean`.
 
-    ftfy does the NFC and drops NUL and control characters; plain ASCII skips it, as nothing could change.
+    ftfy does the NFC and drops NUL and control characters; plain text skips it, as nothing could change but
+    curly quotes.
     """
-    if _is_plain(text):
+    if text.isascii() and text.isprintable() and "&" not in text:
         return text.strip()
+    if _is_usual(text) and not is_bad(text):
+        straight = text.translate(_STRAIGHT)
+        if not is_bad(straight):
+            return straight.strip()
     return html.unescape(html.unescape(ftfy.fix_text(text))).strip()
 
 

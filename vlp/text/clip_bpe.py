@@ -21,7 +21,7 @@ from vlp.text.tokenizers import CutTokenizer, TokenizerPart, fingerprint, prepar
 
 _MERGES = 49152 - 256 - 2
 _CACHE_WORDS = 1 << 17
-_CACHE_LENGTH = 48  # longer words are rare and seldom return
+_CACHE_LENGTH = 64  # longer words are rare and seldom return
 _WORD = regex.compile(
     r"<start_of_text>|<end_of_text>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+", regex.IGNORECASE
 )
