@@ -13,7 +13,7 @@ if [ "$DATA" = scenes ]; then
   for SPLIT in train test labelled; do "$VLP" data verify "$OUT/data/$SPLIT"; done
   "$VLP" doctor configs/train/scenes.yaml
   "$VLP" train configs/train/scenes.yaml
-  TEST="$OUT/data/test/*.tar" QUERY="a big red star left of a blue circle"
+  TEST="$OUT/data/test/*.tar" QUERY="a large red star left of a blue circle" MORE="on a night sky"
 else
   SET=$(basename "$DATA")
   OUT=runs/out/$SET
@@ -21,9 +21,12 @@ else
   [ -f "$CONFIG" ] || { echo "no $CONFIG: write one (CONTRIBUTING.md) or choose one of configs/train/"; exit 1; }
   "$VLP" doctor "$CONFIG" "data.sources.0.urls=$DATA/train-*.tar"
   "$VLP" train "$CONFIG" "data.sources.0.urls=$DATA/train-*.tar" "evals.0.overrides.data=$DATA"
-  TEST="$DATA/test-*.tar" QUERY="a diagram of a cell with labels"
+  TEST="$DATA/test-*.tar" QUERY="a diagram of a cell with labels" MORE="a photograph"
 fi
 
 "$VLP" embed "$OUT" "$TEST" --out "$OUT/index"
-"$VLP" search "$OUT/index" "$QUERY" --out "$OUT/search.html"
-echo "look at $OUT/report.html and $OUT/search.html"
+PICTURE=$(find "$OUT/eval" -name '*.jpg' | sort | head -1)
+"$VLP" search "$OUT/index" "$QUERY" --out "$OUT/search-words.html"
+"$VLP" search "$OUT/index" --image "$PICTURE" --out "$OUT/search-picture.html"
+"$VLP" search "$OUT/index" "$MORE" --image "$PICTURE" --out "$OUT/search-both.html"
+echo "look at $OUT/report.html and $OUT/search-*.html"

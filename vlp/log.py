@@ -147,6 +147,11 @@ class Reporter:
         else:
             console.print(f"step {record['step']}/{self._total}  {note}", highlight=False, soft_wrap=True)
 
+    def amend(self, record: Mapping[str, Any]) -> None:
+        """Write a record of the last step again, with what came to be known after it."""
+        if self._lines:
+            self._lines.write(record)
+
     def say(self, text: str) -> None:
         """One line for people, above the bar."""
         if self._main:

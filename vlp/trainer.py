@@ -112,6 +112,7 @@ class Trainer:
     def _loop(self, progress: Progress, total: int, stop: list[str]) -> Progress:
         self._settle(progress.step)
         self._bad_steps, self._unreported, self._epoch = 0, 0, int(self.clock.epoch(progress.step))
+        self._last: dict[str, Any] = {}
         self._skips: list[Any] = []
         self._notes: Counter[str] = Counter()
         batches = self.feed.batches(progress.step, total)
@@ -138,6 +139,8 @@ class Trainer:
             self._evaluate(done)
         if saved != progress.step:
             self._save(progress)
+        if self._last:  # the last save and evaluation came after the record
+            self.report.amend({**self._last, "stages": dict(self.meter.seconds)})
         return progress
 
     def _step(self, step: int, batch: Batch) -> dict[str, Any]:
@@ -239,24 +242,23 @@ class Trainer:
             self._epoch, self._known = int(self.clock.epoch(done)), []
         self._known = [*self._known, *skips]
         self._skips, self._notes, self._unreported = [], Counter(), 0
-        self.report.step(
-            {
-                "step": done,
-                "samples": done * self.feed.batch_size,
-                "epoch": self.clock.epoch(done),
-                "loss": _mean(record["loss"]),
-                "terms": {name: _mean(term) for name, term in record["terms"].items()},
-                "lr": record["lr"],
-                "scale": float(self.dual.logit_scale.detach().exp()),
-                "grad_norm": float(record["grad_norm"]),
-                "samples_per_s": samples / wall,
-                "data_wait": stages.get("data wait", 0.0) / wall,
-                "seconds": time.perf_counter() - self._began,
-                "stages": dict(self.meter.seconds),
-                "skipped": self.ledger.total,
-                "notes": dict(self.ledger.notes),
-            }
-        )
+        self._last = {
+            "step": done,
+            "samples": done * self.feed.batch_size,
+            "epoch": self.clock.epoch(done),
+            "loss": _mean(record["loss"]),
+            "terms": {name: _mean(term) for name, term in record["terms"].items()},
+            "lr": record["lr"],
+            "scale": float(self.dual.logit_scale.detach().exp()),
+            "grad_norm": float(record["grad_norm"]),
+            "samples_per_s": samples / wall,
+            "data_wait": stages.get("data wait", 0.0) / wall,
+            "seconds": time.perf_counter() - self._began,
+            "stages": dict(self.meter.seconds),
+            "skipped": self.ledger.total,
+            "notes": dict(self.ledger.notes),
+        }
+        self.report.step(self._last)
         refuse_bad_data(self.ledger, limit=self.run.data.max_bad_fraction, folder=self.run.folder)
 
     def _progress(self, done: int) -> Progress:

@@ -79,12 +79,8 @@ class Batch:
     def rows(self, start: int, stop: int) -> Batch:
         """Slots start..stop of the batch, views of the same memory; skips and notes stay with the first rows."""
         part = self._map(lambda t: t[start:stop])
-        return replace(
-            part,
-            keys=self.keys[start:stop],
-            skips=self.skips if start == 0 else (),
-            notes=self.notes if start == 0 else (),
-        )
+        skips, notes = (self.skips, self.notes) if start == 0 else ((), ())
+        return replace(part, keys=self.keys[start:stop], skips=skips, notes=notes)
 
     def _map(self, fn: Any) -> Batch:
         tensors = {name: fn(getattr(self, name)) for name in _BATCH_TENSORS}

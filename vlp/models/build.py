@@ -90,9 +90,7 @@ def _timm_arguments(arch: Arch, patch_dropout: float) -> dict[str, Any]:
     if not extra:
         return {}
     if vision.get("timm_proj") not in ("none", "") or vision.get("timm_pool") in ("abs_attn", "rot_attn"):
-        raise ValueError(
-            "arguments for timm (and so model.patch_dropout) need a tower whose timm_proj is none or empty"
-        )
+        raise ValueError("arguments for timm (and so model.patch_dropout) need timm_proj: none or empty")
     classes = 0 if vision.get("timm_proj") == "none" else arch.config["embed_dim"]
     return {"num_classes": classes, "global_pool": vision["timm_pool"], **extra}
 

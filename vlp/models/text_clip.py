@@ -67,7 +67,8 @@ class ClipText:
     def mask(self, ids: Tensor) -> Tensor:
         """Bool [n, T]: what the tower masks, else up to the end token; all where it pools at the last position."""
         if self.masked or self.text.cls_emb is not None:
-            return ids != self.text.pad_id  # type: ignore[no-any-return]
+            seen: Tensor = ids != self.text.pad_id
+            return seen
         if self.text.pool_type in ("first", "last"):
             return torch.ones_like(ids, dtype=torch.bool)
         upto: Tensor = torch.arange(ids.shape[1], device=ids.device) <= self.end(ids, None)[:, None]
