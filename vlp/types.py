@@ -105,9 +105,10 @@ class Features(NamedTuple):
 class DualEncoder(Protocol):
     """Two towers with one `forward`, and the hooks that every prompt method needs."""
 
-    tokenizer: Tokenizer
-    transform: ImageTransform
-
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+    @property
+    def transform(self) -> ImageTransform: ...
     @property
     def image_blocks(self) -> Sequence[nn.Module]: ...
     @property
@@ -140,10 +141,12 @@ class Tokenizer(Protocol):
 class ImageTransform(Protocol):
     """Picture bytes (or a PIL image) to uint8 [3, H, W], and the constants that normalise it later."""
 
-    size: tuple[int, int]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
+    @property
+    def size(self) -> tuple[int, int]: ...
+    @property
+    def mean(self) -> tuple[float, float, float]: ...
+    @property
+    def std(self) -> tuple[float, float, float]: ...
     def __call__(self, picture: Any) -> Tensor: ...
 
 

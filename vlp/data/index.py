@@ -133,6 +133,8 @@ def read_or_build(
             return index
     index = build(shard, key_split=key_split)
     for target in (index_path(shard), spare):
+        if _read_only(target.parent):
+            continue
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             write(shard, index, target)
@@ -140,6 +142,11 @@ def read_or_build(
         except OSError:  # read-only: the next place, and at last only memory
             continue
     return index
+
+
+def _read_only(folder: Path) -> bool:
+    """Whether the folder is marked so: root could write into it all the same, and must not."""
+    return folder.is_dir() and not folder.stat().st_mode & 0o222
 
 
 def cache_folder() -> Path:

@@ -79,7 +79,7 @@ class ClipText:
         if mask is not None:
             return (mask.sum(dim=1) - 1).clamp_min(0)
         if self.text.pool_type == "eos":
-            return (ids == self.text.eos_id).int().argmax(dim=1)
+            return ids.eq(int(self.text.eos_id)).int().argmax(dim=1)
         return ids.argmax(dim=1)
 
     def embed(self, ids: Tensor) -> Tensor:
