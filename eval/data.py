@@ -59,11 +59,21 @@ class Opened(NamedTuple):
 
 def open_data(data: Data, *, folders: Sequence[Path] = (Path(),)) -> Opened:
     """The records; a relative path is looked for in each of `folders`."""
-    opened = _open_path(data.path, data, folders) if data.path else Opened(open_records(data.source or {}))
+    opened = _open_path(data.path, data, folders) if data.path else _open_source(data, folders)
     if data.limit and data.limit < len(opened.records):
         first = np.arange(data.limit, dtype=np.int64)
         opened = opened._replace(records=Selected(opened.records, first, left_out="beyond_limit"))
     return opened
+
+
+def _open_source(data: Data, folders: Sequence[Path]) -> Opened:
+    """Any source of vlp.data; shards are looked for where paths are."""
+    source = data.source
+    assert source is not None
+    urls = getattr(source, "urls", None)
+    if isinstance(urls, str):
+        source = source.model_copy(update={"urls": locate(urls, folders=folders, made_by=data.made_by)})
+    return Opened(open_records(source))
 
 
 def _open_path(path: str, data: Data, folders: Sequence[Path]) -> Opened:

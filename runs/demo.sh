@@ -19,8 +19,10 @@ else
   OUT=runs/out/$SET
   CONFIG=configs/train/$SET.yaml
   [ -f "$CONFIG" ] || { echo "no $CONFIG: write one (CONTRIBUTING.md) or choose one of configs/train/"; exit 1; }
-  "$VLP" doctor "$CONFIG" "data.sources.0.urls=$DATA/train-*.tar"
-  "$VLP" train "$CONFIG" "data.sources.0.urls=$DATA/train-*.tar" "evals.0.overrides.data=$DATA"
+  WHERE=("data.sources.0.urls=$DATA/train-*.tar")
+  for ((I = 0; I < $(grep -c '^  - suite:' "$CONFIG"); I++)); do WHERE+=("evals.$I.overrides.data=$DATA"); done
+  "$VLP" doctor "$CONFIG" "${WHERE[@]}"
+  "$VLP" train "$CONFIG" "${WHERE[@]}"
   TEST="$DATA/test-*.tar" QUERY="a diagram of a cell with labels" MORE="a photograph"
 fi
 

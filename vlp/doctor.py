@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table as Grid
 from torch import nn
 
+from vlp.data.decode import jpeg_decoder
 from vlp.data.feed import Feed
 from vlp.losses.objective import Objective
 from vlp.prepare import clock_of, dual_of, feed_of
@@ -84,7 +85,8 @@ def _first_batch(run: Run, feed: Feed) -> Iterator[Finding]:
     text = f"{100 * cut:.1f}% of captions are longer than {context} tokens (longest {longest})"
     yield Finding("ok" if cut < 0.05 else "look", "cut captions", text)
     repeats = len(texts) - len(set(texts))
-    yield Finding("ok" if not repeats else "look", "equal captions", f"{repeats} in the first batch: false negatives")
+    note = ": false negatives; see data.same_caption_same_label" if repeats else ""
+    yield Finding("ok" if not repeats else "look", "equal captions", f"{repeats} in the first batch{note}")
     path = contact_sheet(batch, texts, run.folder / "doctor.png")
     yield Finding("ok", "contact sheet", str(path))
 
@@ -126,7 +128,7 @@ def _speed(run: Run, feed: Feed, dual: nn.Module, objective: Objective, batches:
         value.total.backward()
         seconds.append(time.perf_counter() - start)
     model = len(batch) / min(seconds)
-    yield Finding("ok", "loader", f"{loader:.0f} samples/s with {run.data.workers} worker(s)")
+    yield Finding("ok", "loader", f"{loader:.0f} samples/s with {run.data.workers} worker(s), JPEG by {jpeg_decoder()}")
     yield Finding("ok", "model", f"{model:.0f} samples/s forward and backward on {device}")
     hours = clock_of(run, feed).total * feed.batch_size / min(loader, model) / 3600
     yield Finding(
