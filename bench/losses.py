@@ -1,22 +1,18 @@
-"""Our contrastive losses beside open_clip's, forward and backward: time and peak memory, paired in one run.
+"""Our contrastive losses beside open_clip's, forward and backward: time, and peak memory beyond the features.
 
-    python bench/losses.py --pairs 1024,4096,8192 --rounds 5
+    python bench/losses.py --pairs 1024,4096,8192
 
-Values and gradients are compared first. Time is CPU seconds of the process (wall seconds on CUDA), in turns of shuffled
-order; what is printed is the median of the per-round ratios and their range. Memory is the peak of torch's own
-allocation events, features not counted.
+Loss and gradients are equal to 1e-4 of the largest element. Memory is the peak of torch's own allocation events.
 """
 
 from __future__ import annotations
 
-import argparse
-import random
-import statistics
-import time
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 
 import torch
 from open_clip.loss import ClipLoss, SigLipLoss
+from paired import Case, Run, arguments, close, main, parse
 from torch import Tensor
 from torch.nn.functional import normalize
 from torch.profiler import ProfilerActivity, profile
@@ -25,24 +21,16 @@ from vlp.losses.infonce import InfoNCE
 from vlp.losses.sigmoid import Sigmoid
 from vlp.types import UNLABELLED, Batch, Features
 
-Run = Callable[[], tuple[Tensor, ...]]
-CLOCK = time.process_time
+MEMORY = ("memory theirs", "memory ours")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", default="1024,4096,8192")
-    parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--blocks", default="0", help="rows of a tile; 0: chosen by the device")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    print(f"{'loss':8} {'N':>6} {'block':>6} {'theirs':>20} {'ours':>20} {'faster':>20} {'less memory':>12}")
-    for num in (int(n) for n in options.pairs.split(",")):
-        for block in (int(b) for b in options.blocks.split(",")):
-            for name, ours, theirs in contestants(num, options.width, block):
-                compare(name, num, block, ours, theirs, rounds=options.rounds)
+def cases(pairs: list[int], width: int, blocks: list[int]) -> Iterator[Case]:
+    for num in pairs:
+        for block in blocks:
+            for name, ours, theirs in contestants(num, width, block):
+                title = f"{name} N={num}" + (f" block {block}" if block else "")
+                more = {MEMORY[0]: megabytes(theirs), MEMORY[1]: megabytes(ours)}
+                yield Case(title, ours, theirs, close(1e-4), more)
 
 
 def contestants(num: int, width: int, block: int) -> list[tuple[str, Run, Run]]:
@@ -83,24 +71,13 @@ def contestants(num: int, width: int, block: int) -> list[tuple[str, Run, Run]]:
     ]
 
 
-def compare(name: str, num: int, block: int, ours: Run, theirs: Run, *, rounds: int) -> None:
-    for a, b in zip(ours(), theirs(), strict=True):
-        torch.testing.assert_close(a, b, atol=1e-4 * float(b.abs().max()), rtol=1e-4)
-    seconds: dict[Run, list[float]] = {ours: [], theirs: []}
-    for _ in range(rounds):
-        for run in random.sample([ours, theirs], 2):
-            start = CLOCK()
-            run()
-            seconds[run].append(CLOCK() - start)
-    ratios = [b / a for a, b in zip(seconds[ours], seconds[theirs], strict=True)]
-    peaks = {run: peak_bytes(run) for run in (ours, theirs)}
-    cells = [f"{statistics.median(seconds[run]):8.3f} s {peaks[run] / 2**20:7.1f} MB" for run in (theirs, ours)]
-    spread = f"{statistics.median(ratios):.2f}x [{min(ratios):.2f}, {max(ratios):.2f}]"
-    print(f"{name:8} {num:6} {block:6} {cells[0]:>20} {cells[1]:>20} {spread:>20} {peaks[theirs] / peaks[ours]:11.1f}x")
+def megabytes(run: Run) -> Callable[[], str]:
+    return lambda: f"{peak_bytes(run) / 2**20:.1f} MB"
 
 
 def peak_bytes(run: Run) -> int:
     """Most bytes alive at once, beyond what was alive before, from the profiler's allocation events."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler reports each start and stop
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         kept = run()
     del kept
@@ -113,4 +90,11 @@ def peak_bytes(run: Run) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    parser = arguments(__doc__, rounds=5)
+    parser.add_argument("--pairs", default=None, help="default: 1024,4096, or 1024 with --quick")
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--blocks", default="0", help="rows of a tile; 0: chosen by the device")
+    options = parse(parser)
+    pairs = options.pairs or ("1024" if options.quick else "1024,4096")
+    numbers = [[int(n) for n in text.split(",")] for text in (pairs, options.blocks)]
+    main(cases(numbers[0], options.width, numbers[1]), options, columns=MEMORY)

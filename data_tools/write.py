@@ -146,7 +146,7 @@ def read_row(shard: Path, digest: str) -> Row | None:
         return None
     if shard_entry(shard, samples=row.entry.samples).sha256 != row.entry.sha256:
         return None
-    if not shard_index.index_path(shard).is_file():
+    if shard_index.fresh(shard) is None:  # gone, or of an older version
         shard_index.write(shard, shard_index.build(shard))
     return row
 

@@ -55,7 +55,7 @@ def append(record: Record, path: Path) -> None:
 
 def read(path: Path) -> Iterator[Record]:
     """Every record of a results file in order; ValueError naming file and line for a line that is none."""
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         if not line.strip():
             continue
         try:

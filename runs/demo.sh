@@ -13,7 +13,7 @@ if [ "$DATA" = scenes ]; then
   for SPLIT in train test labelled; do "$VLP" data verify "$OUT/data/$SPLIT"; done
   "$VLP" doctor configs/train/scenes.yaml
   "$VLP" train configs/train/scenes.yaml
-  TEST="$OUT/data/test/*.tar" QUERY="a large red star left of a blue circle" MORE="on a night sky"
+  TEST="$OUT/data/test/*.tar" QUERY="a large red star left of a blue circle" MORE="on a night sky" SHOWN=scenes-test
 else
   SET=$(basename "$DATA")
   OUT=runs/out/$SET
@@ -23,11 +23,11 @@ else
   for ((I = 0; I < $(grep -c '^  - suite:' "$CONFIG"); I++)); do WHERE+=("evals.$I.overrides.data=$DATA"); done
   "$VLP" doctor "$CONFIG" "${WHERE[@]}"
   "$VLP" train "$CONFIG" "${WHERE[@]}"
-  TEST="$DATA/test-*.tar" QUERY="a diagram of a cell with labels" MORE="a photograph"
+  TEST="$DATA/test-*.tar" QUERY="a diagram of a cell with labels" MORE="a photograph" SHOWN=$SET-test
 fi
 
 "$VLP" embed "$OUT" "$TEST" --out "$OUT/index"
-PICTURE=$(find "$OUT/eval" -name '*.jpg' | sort | head -1)
+PICTURE=$(find "$OUT/eval/$SHOWN/thumbnails" -name '*.jpg' | sort | sed -n 1p)  # one of the test pictures: its own first hit
 "$VLP" search "$OUT/index" "$QUERY" --out "$OUT/search-words.html"
 "$VLP" search "$OUT/index" --image "$PICTURE" --out "$OUT/search-picture.html"
 "$VLP" search "$OUT/index" "$MORE" --image "$PICTURE" --out "$OUT/search-both.html"

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 
 import pytest
-import torch
-from torch import nn
 
 from vlp.duration import Clock
+from vlp.models.dual import Dual
+from vlp.models.freeze import depths
+from vlp.models.model import Model
 from vlp.optim import SCHEDULES, Optim, set_rate
 
 CLOCK = Clock(batch_size=10, epoch_samples=100, total=100)
@@ -48,45 +49,35 @@ def test_infinite_cools_stays_and_anneals() -> None:
     assert open_end(99) == open_end(10_000) == 0.4
 
 
-class Towers(nn.Module):
-    """Two towers of two blocks, as Dual names them."""
-
-    no_decay = ("text.prefix",)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.visual = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
-        self.text = nn.ModuleDict({"one": nn.Linear(2, 2)})
-        self.text.register_parameter("prefix", nn.Parameter(torch.ones(3, 2)))
-        self.logit_scale = nn.Parameter(torch.ones(1))
-
-    @property
-    def image_blocks(self) -> list[nn.Module]:
-        return [self.visual[1], self.visual[2]]
-
-    @property
-    def text_blocks(self) -> list[nn.Module]:
-        return []
+@pytest.fixture(scope="module")
+def dual() -> Dual:
+    return Model(arch="vlp-nano").build()
 
 
-def test_groups_cover_all_once_and_scale_by_depth() -> None:
-    dual = Towers()
-    groups = list(Optim(lr=1.0, layer_decay=0.5, text_lr=0.1).groups(dual))
+def test_groups_cover_all_once_and_scale_by_depth(dual: Dual) -> None:
+    groups = list(Optim(lr=1.0, layer_decay=0.5, text_lr=0.1).groups(dual, depths=depths(dual)))
     names = [name for group in groups for name in group["names"]]
     assert sorted(names) == sorted(name for name, _ in dual.named_parameters())
-    where = {name: group for group in groups for name in group["names"]}
-    assert [where[f"visual.{i}.weight"]["lr_scale"] for i in range(4)] == [0.125, 0.25, 0.5, 1.0]
-    assert where["visual.3.bias"]["weight_decay"] == where["text.prefix"]["weight_decay"] == 0.0
-    assert where["visual.3.weight"]["weight_decay"] == 0.2
-    assert where["logit_scale"]["lr_scale"] == 1.0
+    scale = {name: group["lr_scale"] for group in groups for name in group["names"]}
+    decay = {name: group["weight_decay"] for group in groups for name in group["names"]}
+    num = len(dual.image_blocks)
+    blocks = [scale[f"visual.transformer.resblocks.{i}.attn.in_proj_weight"] for i in range(num)]
+    assert blocks == pytest.approx([0.5 ** (num - i) for i in range(num)])
+    assert (scale["visual.proj"], scale["visual.ln_post.weight"], scale["visual.conv1.weight"]) == pytest.approx(
+        (1.0, 0.5, 0.5 ** (num + 1))
+    )
+    assert scale["text.text_projection"] == pytest.approx(0.1)
+    assert scale["text.token_embedding.weight"] == pytest.approx(0.1 * 0.5 ** (len(dual.text_blocks) + 1))
+    assert scale["logit_scale"] == 1.0
+    assert decay["visual.ln_post.weight"] == decay["logit_scale"] == 0.0
+    assert decay["visual.proj"] == decay["visual.conv1.weight"] == 0.2
 
 
 def test_locked_parameters_have_no_group_and_rates_follow() -> None:
-    dual = Towers()
-    dual.visual.requires_grad_(False)
-    optimizer = Optim(lr=1.0, text_lr=0.1).build(dual)
+    dual = Model(arch="vlp-nano", lock_image=True).build()
+    optimizer = Optim(lr=1.0, text_lr=0.1).build(dual, depths=depths(dual))
     assert not any(name.startswith("visual.") for group in optimizer.param_groups for name in group["names"])
     set_rate(optimizer, 0.5)
     assert sorted({group["lr"] for group in optimizer.param_groups}) == pytest.approx([0.05, 0.5])
     with pytest.raises(ValueError, match="every parameter of the model is locked"):
-        Optim().build(dual.requires_grad_(False))
+        Optim().build(dual.requires_grad_(False), depths={})

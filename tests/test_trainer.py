@@ -178,6 +178,62 @@ def test_too_many_bad_samples_stop_the_run_with_counts(tmp_path: Path) -> None:
         make(tmp_path, urls, "duration=1epochs").train()
 
 
+def test_a_limit_of_bad_samples_is_a_share_of_the_run_also_after_a_resume(tmp_path: Path) -> None:
+    broken = {i: {"jpg": b"no"} for i in range(0, 400, 100)}
+    urls = make_shards(tmp_path / "data", samples=400, broken=broken)
+    limits = ("duration=4epochs", "data.max_bad_fraction=0.02", "save.every=40steps")
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path, urls, *limits, evaluators=[_span(stop_at(150))]).train()
+    progress = make(tmp_path, urls, *limits).train()
+    assert dict(progress.skips) == {"not_image": 16}
+
+
+def test_an_evaluation_cut_short_is_made_up_for_and_none_is_done_twice(tmp_path: Path, urls: str) -> None:
+    calls: list[int] = []
+
+    def measure(dual: Any, done: int) -> dict[str, float]:
+        calls.append(done)
+        if calls == [4, 8, 10]:
+            raise KeyboardInterrupt
+        return {}
+
+    plan = _span(Evaluator("4steps", measure))  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path, urls, evaluators=[plan]).train()
+    make(tmp_path, urls, evaluators=[plan]).train()
+    make(tmp_path, urls, evaluators=[plan]).train()
+    assert calls == [4, 8, 10, 10]
+
+
+def test_an_average_of_the_weights_can_be_evaluated(tmp_path: Path, urls: str) -> None:
+    seen: list[torch.Tensor] = []
+
+    def measure(dual: Any, done: int) -> dict[str, float]:
+        seen.append(dual.visual.proj.detach().clone())
+        return {}
+
+    plans = [_span(Evaluator("10steps", measure, weights)) for weights in ("model", "ema")]  # type: ignore[arg-type]
+    averaged = {"companions": [{"name": "ema", "decay": 0.9}, {"name": "ema", "decay": 0.5}]}
+    trainer = make(tmp_path, urls, evaluators=plans, **averaged)
+    trainer.train()
+    assert torch.equal(seen[0], trainer.dual.visual.proj)
+    assert torch.equal(seen[1], trainer.companions["ema"].averages["visual.proj"])
+    assert not torch.equal(
+        trainer.companions["ema"].averages["visual.proj"], trainer.companions["ema.2"].averages["visual.proj"]
+    )
+    with pytest.raises(ValueError, match='no weights called "emma"; did you mean "ema"'):
+        make(tmp_path, urls, evaluators=[plans[0]._replace(weights="emma")], **averaged)
+
+
+def test_moved_shards_are_the_same_data(tmp_path: Path, straight: Path, urls: str) -> None:
+    import shutil
+
+    shutil.copytree(Path(urls).parent, tmp_path / "moved")
+    shutil.copytree(straight / "t", tmp_path / "t")
+    progress = make(tmp_path, str(tmp_path / "moved" / "*.tar")).train()
+    assert progress.step == 10
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_keys(tmp_path: Path, urls: str) -> None:
     trainer = make(tmp_path, urls, "max_nonfinite=1")
     with torch.no_grad():

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -56,7 +57,7 @@ def write(root: Path, step: int, fill: Callable[[Path], None], *, keep: int = 2)
             shutil.rmtree(final)
         os.replace(tmp, final)
         _fsync(root)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(tmp, ignore_errors=True)
         free = shutil.disk_usage(root).free / 2**20
         raise CheckpointError(
@@ -153,7 +154,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, flat: Mapping[str, Tensor])
                 continue
             state = by_name[name]
             optimizer.state[parameter] = {
-                key: value if key == "step" else value.to(parameter.device, parameter.dtype)
+                key: value.to(parameter.device if key != "step" or group.get("fused") else "cpu")
                 for key, value in state.items()
             }
     if missing and by_name:

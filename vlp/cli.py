@@ -41,7 +41,7 @@ def train(config: Config, overrides: Overrides = None) -> None:
     from vlp.trainer import Evaluator, Trainer
 
     run = _run(config, overrides)
-    trainer = Trainer(run, evaluators=[Evaluator(plan.every, _measure(run, plan)) for plan in run.evals])
+    trainer = Trainer(run, evaluators=[Evaluator(plan.every, _measure(run, plan), plan.weights) for plan in run.evals])
     trainer.train()
     if dist.is_main():
         typer.echo(str(write_report(run.folder)))
@@ -61,9 +61,11 @@ def _measure(run: Any, plan: Any) -> Any:
 
     suite = load_suite(Path(plan.suite), [f"{key}={value}" for key, value in plan.overrides.items()])
 
+    name = run.name if plan.weights == "model" else f"{run.name}-{plan.weights}"
+
     def measure(dual: Any, step: int) -> Mapping[str, float]:
         encoder = Encoder(dual, device=str(next(dual.parameters()).device), quiet=True)
-        records = run_suite(encoder, suite, out=run.folder, step=step, model_name=run.name)
+        records = run_suite(encoder, suite, out=run.folder, step=step, model_name=name)
         return {f"{r.dataset}/{name}": value for r in records for name, value in r.metrics.items()}
 
     return measure

@@ -123,7 +123,12 @@ def _assign(target: Any, path: list[str], value: Any, whole: str) -> None:
 
 
 def _explain(error: ValidationError, cls: type[BaseModel], prefix: tuple[Any, ...]) -> Iterator[str]:
-    for item in error.errors():
+    errors = error.errors()
+    for item in errors:
+        if item["type"] == "too_short" and any(
+            e["loc"][: len(item["loc"])] == item["loc"] for e in errors if e is not item
+        ):
+            continue  # the list is short because its items have faults of their own
         loc = (*prefix, *(part for part in item["loc"] if not _is_noise(part)))
         inner = item.get("ctx", {}).get("error")
         if isinstance(inner, PartError):

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.table import Table as Grid
 from torch import nn
@@ -24,6 +26,8 @@ from vlp.types import Batch
 
 Mark = Literal["ok", "look", "stop"]
 MIB = 2**20
+COLOURS = {"ok": "green", "look": "yellow", "stop": "red"}
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Finding(NamedTuple):
@@ -34,138 +38,169 @@ class Finding(NamedTuple):
     text: str
 
 
-def examine(run: Run, *, console: Console, batches: int = 4) -> bool:
+class Pace(NamedTuple):
+    """What was measured: samples a second, the loss terms of one batch, and the memory a step takes in MiB."""
+
+    loader: float
+    model: float
+    terms: dict[str, float]
+    memory: float
+
+
+def examine(run: Run, *, console: Console) -> bool:
     """Print the findings, write RUN/doctor.png; False if one of them says stop."""
     torch.set_num_threads(run.torch_threads())
     objective = Objective(run.losses)
     dual = dual_of(run, objective)
     feed = feed_of(run, dual)
-    findings = [
-        *_data(run, feed),
-        *_first_batch(run, feed),
-        *_speed(run, feed, dual, objective, batches),
-        *_space(run, dual),
-    ]
-    colour = {"ok": "green", "look": "yellow", "stop": "red"}
+    batch = feed.batch(0)
+    pace = Pace(_loader_pace(run, feed), *_model_pace(run, batch, dual, objective))
+    findings = [*_data(run, feed), *_first_batch(run, feed, batch), *_speed(run, feed, pace), *_space(run, dual, pace)]
     grid = Grid("", "what", "finding", title=f"vlp doctor: {run.name}")
     for finding in findings:
-        grid.add_row(f"[{colour[finding.mark]}]{finding.mark}", finding.what, finding.text)
+        grid.add_row(f"[{COLOURS[finding.mark]}]{finding.mark}", finding.what, finding.text)
     console.print(grid)
     return all(finding.mark != "stop" for finding in findings)
 
 
 def _data(run: Run, feed: Feed) -> Iterator[Finding]:
     for name, value in feed.describe().items():
-        yield Finding("ok", f"data: {name}", str(value))
+        text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+        yield Finding("ok", f"data: {name}", text)
     clock = clock_of(run, feed)
-    total = clock.total
-    seen = total * feed.batch_size
-    yield Finding(
-        "ok", "length", f"{total} steps, {seen} samples, {clock.epoch(total):.2f} epochs of {feed.num_samples}"
-    )
+    seen = clock.total * feed.batch_size
+    epochs = f"{clock.epoch(clock.total):.2f} epochs of {feed.num_samples}"
+    yield Finding("ok", "length", f"{clock.total} steps, {seen} samples, {epochs}")
     fits = [w for w in range(1, feed.streams + 1) if feed.streams % w == 0]
     yield Finding("ok", "processes", f"{feed.streams} streams: run on {', '.join(map(str, fits))} processes")
     if feed.num_samples < feed.batch_size:
-        yield Finding(
-            "look", "epoch", f"one batch is {feed.batch_size / feed.num_samples:.1f} epochs: keys repeat inside it"
-        )
+        times = feed.batch_size / feed.num_samples
+        yield Finding("look", "epoch", f"one batch is {times:.1f} epochs: keys repeat inside it")
 
 
-def _first_batch(run: Run, feed: Feed) -> Iterator[Finding]:
-    start = time.perf_counter()
-    batch = feed.batch(0)
-    yield Finding("ok", "first batch", f"{len(batch)} slots in {time.perf_counter() - start:.2f} s")
-    bad = int((~batch.valid).sum())
-    reasons = ", ".join(sorted({f"{skip.reason} ({skip.shard} {skip.key})" for skip in batch.skips})[:3])
-    yield Finding("ok" if not bad else "look", "unreadable", f"{bad} of {len(batch)} slots {reasons}")
-    texts = feed.captions(0)
-    lengths = feed.tokenizer.lengths(texts)
-    cut = sum(n > feed.tokenizer.context for n in lengths) / max(1, len(lengths))
-    longest, context = max(lengths, default=0), feed.tokenizer.context
-    text = f"{100 * cut:.1f}% of captions are longer than {context} tokens (longest {longest})"
+def _first_batch(run: Run, feed: Feed, batch: Batch) -> Iterator[Finding]:
+    bad = sum(bool(key) for key, valid in zip(batch.keys, batch.valid.tolist(), strict=True) if not valid)
+    reasons = "; ".join(f"{skip.reason}: {skip.shard} {skip.key}" for skip in batch.skips[:3])
+    yield Finding("ok" if not bad else "look", "unreadable", f"{bad} of {len(batch)} slots. {reasons}")
+    slots = feed.slot_captions(0)
+    texts = [text for slot in slots for text in slot]
+    lengths, context = feed.tokenizer.lengths(texts), feed.tokenizer.context
+    cut = sum(n > context for n in lengths) / max(1, len(lengths))
+    text = f"{100 * cut:.1f}% of captions are longer than {context} tokens (longest {max(lengths, default=0)})"
     yield Finding("ok" if cut < 0.05 else "look", "cut captions", text)
-    repeats = len(texts) - len(set(texts))
-    note = ": false negatives; see data.same_caption_same_label" if repeats else ""
-    yield Finding("ok" if not repeats else "look", "equal captions", f"{repeats} in the first batch{note}")
-    path = contact_sheet(batch, texts, run.folder / "doctor.png")
+    labels = batch.label[batch.valid].tolist()
+    positives = len(labels) - len(set(labels))
+    yield Finding("ok", "positives", f"{positives} of {len(labels)} pairs share their label with an earlier one")
+    yield _equal_captions(run, slots)
+    path = contact_sheet(batch, [" / ".join(slot) for slot in slots], run.folder / "doctor.png")
     yield Finding("ok", "contact sheet", str(path))
 
 
-def contact_sheet(batch: Batch, texts: list[str], path: Path, *, columns: int = 8, rows: int = 4) -> Path:
-    """A PNG of the first pictures as the model will see them, each with the start of its caption under it."""
-    from PIL import ImageDraw
+def _equal_captions(run: Run, slots: list[list[str]]) -> Finding:
+    """Captions that two pictures of the batch share, where they would be contrasted with each other."""
+    texts = [text for slot in slots for text in set(slot)]
+    repeats = len(texts) - len(set(texts))
+    known = run.data.same_caption_same_label or all(source.kind == "label" for source in run.data.sources)
+    note = "; equal labels make them positives" if known else ": false negatives; see data.same_caption_same_label"
+    return Finding("ok" if known or not repeats else "look", "equal captions", f"{repeats}{note if repeats else ''}")
 
-    pictures = batch.image[batch.valid][: columns * rows]
-    side = max(96, int(pictures.shape[-1]))
+
+def contact_sheet(batch: Batch, texts: list[str], path: Path, *, columns: int = 8, rows: int = 4) -> Path:
+    """A PNG of the first pictures as the model will see them, each with the start of its captions under it."""
+    kept = batch.valid.nonzero().flatten().tolist()[: columns * rows]
+    side = max(96, int(batch.image.shape[-1]))
     sheet = Image.new("RGB", (columns * (side + 4), rows * (side + 28)), "white")
     draw = ImageDraw.Draw(sheet)
-    for i, picture in enumerate(pictures):
-        x, y = i % columns * (side + 4), i // columns * (side + 28)
-        image = Image.fromarray(picture.permute(1, 2, 0).numpy())
+    for place, slot in enumerate(kept):
+        x, y = place % columns * (side + 4), place // columns * (side + 28)
+        image = Image.fromarray(batch.image[slot].permute(1, 2, 0).numpy())
         sheet.paste(image.resize((side, side * image.height // image.width), Image.Resampling.NEAREST), (x, y))
-        caption = texts[i] if i < len(texts) else ""
         for line in range(2):
-            draw.text((x, y + side + 1 + 12 * line), caption[line * side // 6 : (line + 1) * side // 6], fill="black")
+            words = texts[slot][line * side // 6 : (line + 1) * side // 6]
+            draw.text((x, y + side + 1 + 12 * line), words, fill="black")
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)
     return path
 
 
-def _speed(run: Run, feed: Feed, dual: nn.Module, objective: Objective, batches: int) -> Iterator[Finding]:
-    stream = feed.batches(0, batches + 1)
-    first = next(stream)
+def _loader_pace(run: Run, feed: Feed) -> float:
+    """Samples a second of the loader alone, start-up left out: batches are taken as soon as they are made."""
+    ahead = max(1, run.data.workers) * run.data.prefetch
+    count = max(4, 2 * max(1, run.data.workers))
+    stream = feed.batches(0, ahead + count + 1)
+    for _ in range(ahead + 1):
+        next(stream)
     start = time.perf_counter()
     for _ in stream:
         pass
-    loader = batches * feed.batch_size / (time.perf_counter() - start)
+    return count * feed.batch_size / (time.perf_counter() - start)
+
+
+def _model_pace(run: Run, batch: Batch, dual: nn.Module, objective: Objective) -> tuple[float, dict[str, float], float]:
+    """Samples a second forward and backward, loss terms, and MiB of memory that a step takes beside the weights."""
     device = torch.device("cuda" if run.device != "cpu" and torch.cuda.is_available() else "cpu")
-    batch = first.rows(0, min(len(first), run.micro_batch or len(first))).to(device)
+    part = batch.rows(0, min(len(batch), run.micro_batch or len(batch))).to(device)
     dual.to(device)
-    seconds = []
+    before, seconds = _used(device), []
     for _ in range(2):
+        _wait(device)
         start = time.perf_counter()
-        value = objective(dual(batch), batch)
+        with torch.autocast(device.type, dtype=AUTOCAST.get(run.precision), enabled=run.precision != "no"):
+            features = dual(part)
+        value = objective(features._replace(image=features.image.float(), text=features.text.float()), part)
         value.total.backward()
+        _wait(device)
         seconds.append(time.perf_counter() - start)
-    model = len(batch) / min(seconds)
-    yield Finding("ok", "loader", f"{loader:.0f} samples/s with {run.data.workers} worker(s), JPEG by {jpeg_decoder()}")
-    yield Finding("ok", "model", f"{model:.0f} samples/s forward and backward on {device}")
-    hours = clock_of(run, feed).total * feed.batch_size / min(loader, model) / 3600
-    yield Finding(
-        "ok" if loader > model else "look",
-        "expected",
-        f"{hours:.2f} h; the {'model' if loader > model else 'loader'} sets the pace",
-    )
-    finite = bool(torch.isfinite(value.total))
-    yield Finding(
-        "ok" if finite else "stop", "first loss", ", ".join(f"{k} {float(v):.4f}" for k, v in value.terms.items())
-    )
+    peak = _used(device) - before
+    return len(part) / min(seconds), {name: float(term) for name, term in value.terms.items()}, peak
 
 
-def _space(run: Run, dual: nn.Module) -> Iterator[Finding]:
+def _speed(run: Run, feed: Feed, pace: Pace) -> Iterator[Finding]:
+    workers = f"{run.data.workers} worker(s), JPEG by {jpeg_decoder()}"
+    yield Finding("ok", "loader", f"{pace.loader:.0f} samples/s with {workers}")
+    yield Finding("ok", "model", f"{pace.model:.0f} samples/s forward and backward, precision {run.precision}")
+    hours = clock_of(run, feed).total * feed.batch_size / min(pace.loader, pace.model) / 3600
+    slower = "model" if pace.loader > pace.model else "loader"
+    mark: Mark = "ok" if slower == "model" else "look"
+    yield Finding(mark, "expected", f"{60 * hours:.1f} minutes; the {slower} sets the pace")
+    finite = all(value == value and abs(value) != float("inf") for value in pace.terms.values())
+    terms = ", ".join(f"{name} {value:.4f}" for name, value in pace.terms.items())
+    yield Finding("ok" if finite else "stop", "first loss", terms)
+
+
+def _space(run: Run, dual: nn.Module, pace: Pace) -> Iterator[Finding]:
     count = sum(p.numel() for p in dual.parameters())
     trained = sum(p.numel() for p in dual.parameters() if p.requires_grad)
-    state = (4 * count + 12 * trained) / MIB  # fp32 weights; gradient and two Adam moments for what trains
-    yield Finding(
-        "ok", "parameters", f"{count / 1e6:.1f} M, {trained / 1e6:.1f} M trained; weights and optimizer {state:.0f} MiB"
-    )
-    checkpoint = (4 * count + 8 * trained) / MIB * max(2, run.save.keep + 1)
+    yield Finding("ok", "parameters", f"{count / 1e6:.1f} M, {trained / 1e6:.1f} M trained")
+    state = (4 * count * (1 + len(run.companions)) + 12 * trained) / MIB  # weights, averages; gradient, two moments
+    need, free = state + pace.memory, _free_memory(run)
+    parts = f"{state:.0f} MiB of weights and optimizer, {pace.memory:.0f} MiB for a step"
+    mark: Mark = "ok" if free > 1.2 * need else "look"
+    yield Finding(mark, "memory", f"{need:.0f} MiB: {parts}; {free:.0f} MiB free")
+    saved = (4 * count * (1 + 2 * len(run.companions)) + 8 * trained) / MIB * max(2, run.save.keep + 1)
     run.folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(run.folder).free / MIB
-    enough = free > checkpoint
-    yield Finding("ok" if enough else "stop", "disk", f"{checkpoint:.0f} MiB for checkpoints, {free:.0f} MiB free")
-    memory = _memory()
-    if memory:
-        yield Finding(
-            "ok" if memory > 2 * state else "look", "memory", f"{memory:.0f} MiB free beside {state:.0f} MiB of state"
-        )
+    room = shutil.disk_usage(run.folder).free / MIB
+    yield Finding("ok" if room > saved else "stop", "disk", f"{saved:.0f} MiB for checkpoints, {room:.0f} MiB free")
 
 
-def _memory() -> float:
-    """Free memory of the device in MiB; 0 where the system does not tell."""
-    if torch.cuda.is_available():
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _used(device: torch.device) -> float:
+    """MiB that torch (CUDA) or this process (CPU) has needed at most so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / MIB
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MIB
+
+
+def _free_memory(run: Run) -> float:
+    """Free MiB of the device that the run uses; infinite where the system does not tell."""
+    if run.device != "cpu" and torch.cuda.is_available():
         return float(torch.cuda.mem_get_info()[0]) / MIB
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / MIB
     except (ValueError, OSError, AttributeError):
-        return 0.0
+        return float("inf")

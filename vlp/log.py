@@ -48,7 +48,7 @@ class JsonLines:
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """The records of a JSON-lines file; lines torn by a kill are passed over."""
     if path.is_file():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
             try:
                 record = json.loads(line)
             except ValueError:

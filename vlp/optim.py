@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -116,8 +116,8 @@ def _decay(done: float, start: float, end: float, shape: str) -> float:
 class Optim(Part):
     """AdamW and how parameters are grouped: per tower, decayed or not, by depth.
 
-    Parameters with fewer than two dimensions (biases, norms, scales) and those a module lists in `no_decay` get no
-    weight decay. `layer_decay` d gives block l of a tower of L blocks the rate d^(L - l), embeddings d^(L + 1).
+    Parameters with fewer than two dimensions (biases, norms, scales) get no weight decay. `layer_decay` d gives the
+    projection of a tower the whole rate, its last block d, the one before d^2, and so on down to the embeddings.
     """
 
     lr: float = Field(5e-4, gt=0)
@@ -129,22 +129,24 @@ class Optim(Part):
     layer_decay: float = Field(1.0, gt=0, le=1)
     fused: Literal["auto", "yes", "no"] = "auto"
 
-    def build(self, dual: nn.Module) -> torch.optim.AdamW:
-        """AdamW over the parameters of `dual` that take gradients; each group carries its `lr_scale`."""
-        groups = list(self.groups(dual))
+    def build(self, dual: nn.Module, *, depths: Mapping[str, int]) -> torch.optim.AdamW:
+        """AdamW over the parameters of `dual` that take gradients; each group carries its `lr_scale`.
+
+        depths: parameter name -> groups between it and the end of its tower (`vlp.models.freeze.depths`).
+        """
+        groups = list(self.groups(dual, depths=depths))
         if not groups:
             raise ValueError("nothing to train: every parameter of the model is locked (model.lock_image, lock_text)")
         options: dict[str, Any] = {} if self.fused == "no" else {"fused": True}
         return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, **options)
 
-    def groups(self, dual: nn.Module) -> Iterator[dict[str, Any]]:
+    def groups(self, dual: nn.Module, *, depths: Mapping[str, int]) -> Iterator[dict[str, Any]]:
         """Parameter groups by (rate factor, decay), in a fixed order; each has `params`, `names` and `lr_scale`."""
-        depth, exempt = _depths(dual), set(getattr(dual, "no_decay", ()))
         found: dict[tuple[float, float], list[tuple[str, nn.Parameter]]] = {}
         for name, parameter in dual.named_parameters():
             if parameter.requires_grad:
-                decay = 0.0 if parameter.ndim < 2 or name in exempt else self.weight_decay
-                found.setdefault((self._scale(name, depth), decay), []).append((name, parameter))
+                decay = 0.0 if parameter.ndim < 2 else self.weight_decay
+                found.setdefault((self._scale(name, depths), decay), []).append((name, parameter))
         for (scale, decay), members in sorted(found.items()):
             yield {
                 "params": [parameter for _, parameter in members],
@@ -154,24 +156,10 @@ class Optim(Part):
                 "weight_decay": decay,
             }
 
-    def _scale(self, name: str, depth: dict[str, int]) -> float:
+    def _scale(self, name: str, depths: Mapping[str, int]) -> float:
         tower = name.partition(".")[0]
         factor = {"visual": self.image_lr, "text": self.text_lr}.get(tower, 1.0)
-        return float(factor * self.layer_decay ** depth.get(name, 0))
-
-
-def _depths(dual: nn.Module) -> dict[str, int]:
-    """Parameter name -> blocks between it and the tower's end (0 after the last block, L + 1 before the first)."""
-    depth: dict[str, int] = {}
-    for tower, attribute in (("visual", "image_blocks"), ("text", "text_blocks")):
-        blocks = list(getattr(dual, attribute, ()))
-        number = {id(p): len(blocks) - i for i, block in enumerate(blocks) for p in block.parameters()}
-        before = True
-        for name, parameter in dual.named_parameters():
-            if name.startswith(f"{tower}."):
-                before = before and id(parameter) not in number
-                depth[name] = number.get(id(parameter), len(blocks) + 1 if before else 0)
-    return depth
+        return float(factor * self.layer_decay ** depths.get(name, 0))
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +15,7 @@ from vlp.duration import Clock
 from vlp.guards import refuse_batch_statistics
 from vlp.losses.objective import Objective
 from vlp.models.dual import Dual
+from vlp.models.freeze import depths
 from vlp.optim import Rate
 from vlp.run import Run
 from vlp.types import Skip
@@ -34,26 +35,40 @@ class Prepared(NamedTuple):
     optimizer: Any  # Accelerate's wrapper of adamw: it knows of the gradient scaler
 
 
-def prepare(run: Run, accelerator: Accelerator, *, known: Iterable[Skip] = ()) -> Prepared:
-    """Everything of `run` but its state; the weights at the start are a function of the seed alone."""
+def prepare(run: Run, accelerator: Accelerator, *, known: Iterable[Skip] = (), start: bool = True) -> Prepared:
+    """Everything of `run` but its state; the weights at the start are a function of the seed alone.
+
+    start: False where a checkpoint follows, which needs no `model.pretrained`.
+    """
     torch.manual_seed(run.seed)
     objective = Objective(run.losses)
-    dual = dual_of(run, objective)
+    dual = dual_of(run, objective, start=start)
     if dist.world() > 1 and accelerator.device.type == "cuda":
         dual = nn.SyncBatchNorm.convert_sync_batchnorm(dual)
+        run.model.lock(dual)  # again: what was held in eval mode are other modules now
     dual.to(accelerator.device)
     refuse_batch_statistics(dual, micro_batch=run.micro_batch, device=accelerator.device.type)
     feed = feed_of(run, dual, known=known)
     clock = clock_of(run, feed)
-    companions = {type(part).__name__.lower(): part.build(dual) for part in run.companions}
-    adamw = run.optim.build(dual)
+    companions = {name: part.build(dual) for name, part in named_companions(run.companions).items()}
+    adamw = run.optim.build(dual, depths=depths(dual))
     model, optimizer = accelerator.prepare(torch.compile(dual) if run.compile else dual, adamw)
     return Prepared(objective, dual, model, feed, clock, run.schedule.bind(clock), companions, adamw, optimizer)
 
 
-def dual_of(run: Run, objective: Objective) -> Dual:
+def named_companions(parts: Sequence[Any]) -> dict[str, Any]:
+    """Companions by the name of their class in small letters; the second of a kind is "ema.2"."""
+    named: dict[str, Any] = {}
+    for part in parts:
+        kind = type(part).__name__.lower()
+        number = 1 + sum(name.partition(".")[0] == kind for name in named)
+        named[kind if number == 1 else f"{kind}.{number}"] = part
+    return named
+
+
+def dual_of(run: Run, objective: Objective, *, start: bool = True) -> Dual:
     """The model with the heads that its losses ask for."""
-    dual = run.model.build(needs=objective.needs)
+    dual = run.model.build(needs=objective.needs, start=start)
     dual.heads.update(objective.heads(dual))
     return dual
 

@@ -33,6 +33,7 @@ class Evaluation(Part):
     suite: str
     every: Duration = Span(100, "percent")
     overrides: dict[str, Any] = {}
+    weights: str = Field("model", description='"model", or a companion that averages its weights: "ema"')
 
 
 class Logging(Part):
@@ -71,9 +72,16 @@ class Run(Part):
     allow_change: tuple[str, ...] = Field((), description="dotted keys that may differ from the checkpoint's")
 
     @model_validator(mode="after")
-    def _a_batch_has_negatives(self) -> Run:
+    def _can_be_trained(self) -> Run:
         if self.data.batch_size < 2:
             raise ValueError(f"data.batch_size is {self.data.batch_size}; a contrast needs at least 2 pairs a batch")
+        for where, span in (
+            ("duration", self.duration),
+            ("save.every", self.save.every),
+            ("log.every", self.log.every),
+        ):
+            if span.value <= 0:
+                raise ValueError(f"{where} is {span}; it must be more than 0")
         if self.duration.unit == "percent":
             raise ValueError("duration cannot be a percentage: it says what 100% is")
         return self

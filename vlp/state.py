@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,8 @@ from vlp.types import Skip
 # Settings that say how a run is watched or where it computes, not what it computes: free to differ on resume.
 FREE = (
     "name", "out", "log", "save", "evals", "threads", "device", "data.workers", "data.prefetch", "data.timeout",
-    "expect_world", "resume", "allow_change", "compile", "max_nonfinite", "micro_batch", "model.pretrained",
+    "data.cache", "data.max_bad_fraction", "expect_world", "resume", "allow_change", "compile", "max_nonfinite",
+    "micro_batch", "model.pretrained",
 )  # fmt: skip
 
 
@@ -107,9 +109,17 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], allowed: Sequenc
     before, after = flat_settings(old), flat_settings(new)
     lines = []
     for dotted in sorted(before.keys() | after.keys()):
-        if before.get(dotted) != after.get(dotted) and not _covers(FREE, dotted) and not _covers(allowed, dotted):
+        if (
+            before.get(dotted) != after.get(dotted)
+            and not MOVED.fullmatch(dotted)
+            and not _covers(FREE, dotted)
+            and not _covers(allowed, dotted)
+        ):
             lines.append(f"{dotted}: {before.get(dotted)} in the checkpoint, {after.get(dotted)} now")
     return lines
+
+
+MOVED = re.compile(r"data\.sources\.\d+\.(urls|path)(\.\d+)?")  # data may move: their fingerprint is what counts
 
 
 def _covers(keys: Sequence[str], dotted: str) -> bool:
@@ -151,8 +161,10 @@ class Lock:
             if held["host"] != socket.gethostname():
                 return f"{held['pid']} on {held['host']} (remove {self.path} if that one is gone)"
             os.kill(int(held["pid"]), 0)
-        except (ValueError, KeyError, ProcessLookupError, PermissionError):
+        except (ValueError, KeyError, ProcessLookupError):
             return ""
+        except PermissionError:  # it lives, and is somebody else's
+            return str(held["pid"])
         return "" if int(held["pid"]) == os.getpid() else str(held["pid"])
 
     def release(self) -> None:

@@ -4,34 +4,37 @@ from __future__ import annotations
 
 import hashlib
 import os
-import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from torch import Tensor, nn
+from torch import nn
 
 from vlp import checkpoint, config, dist, gradcache, state
 from vlp.duration import Duration
-from vlp.guards import leave_no_trace, refuse_absent_trackers, refuse_bad_data
-from vlp.log import Meter, Reporter, SkipLedger, console, host_facts
+from vlp.guards import leave_no_trace, refuse_absent_trackers
+from vlp.journal import Evaluated, Journal
+from vlp.log import console, host_facts
 from vlp.losses.objective import Objective
 from vlp.optim import set_rate
 from vlp.prepare import prepare
+from vlp.registry import nearest
 from vlp.requeue import Requeue, Signals
 from vlp.run import Run
 from vlp.state import Lock, Progress
 from vlp.types import Batch
 
+MAX_OVERFLOWS = 30  # fp16: steps in a row that the gradient scaler may leave out while it looks for its scale
+
 
 class Evaluator(NamedTuple):
-    """A measurement during the run, as a value: the trainer knows when, the function knows what."""
+    """A measurement during the run, as a value: the trainer knows when and on which weights, the function what."""
 
     every: Duration
     measure: Callable[[nn.Module, int], Mapping[str, float]]
+    weights: str = "model"  # or the name of a companion that holds an average of them
 
 
 class NonFiniteError(RuntimeError):
@@ -59,12 +62,14 @@ class Trainer:
         torch.set_num_threads(run.torch_threads(dist.world()))
         fresh = checkpoint.Found(None, [])
         self.found = checkpoint.newest(run.folder / "checkpoints") if run.resume == "auto" else fresh
-        self._known = state.known_skips(self.found.path)
-        self.parts = parts = prepare(run, self.accelerator, known=self._known)
+        self.known = state.known_skips(self.found.path)
+        self.parts = parts = prepare(run, self.accelerator, known=self.known, start=self.found.path is None)
         self.dual, self.model, self.optimizer, self.feed = parts.dual, parts.model, parts.optimizer, parts.feed
-        self.objective, self.companions, self.clock, self.rate = (
-            parts.objective, parts.companions, parts.clock, parts.rate,
-        )  # fmt: skip
+        self.objective, self.companions, self.clock = parts.objective, parts.companions, parts.clock
+        for evaluator in self.evaluators:
+            if evaluator.weights not in ("model", *self.companions):
+                known = nearest(evaluator.weights, ["model", *self.companions])
+                raise ValueError(f'evals: no weights called "{evaluator.weights}"{known}')
         self.parameters = [p for p in self.dual.parameters() if p.requires_grad]
         self.state = state.State(run, parts, scaler=self.accelerator.scaler)
 
@@ -78,77 +83,65 @@ class Trainer:
                 lock.release()
 
     def _train(self) -> Progress:
-        progress, total = self._resume(), self.clock.total
+        progress = self._resume()
         if dist.is_main():
             (self.run.folder / "config.yaml").write_text(config.to_yaml(self.run), encoding="utf-8")
             checkpoint.write_json(self.run.folder / "host.json", host_facts())
         if self.run.log.trackers:
-            self.accelerator.init_trackers(
-                self.run.log.project, config=state.flat_settings(self.run.model_dump(mode="json"))
-            )
-        report = Reporter(
+            settings = state.flat_settings(self.run.model_dump(mode="json"))
+            self.accelerator.init_trackers(self.run.log.project, config=settings)
+        self.journal = Journal(
             self.run.folder,
-            total=total,
-            start=progress.step,
-            main=dist.is_main(),
+            clock=self.clock,
+            start=progress,
+            known=self.known,
+            max_bad_fraction=self.run.data.max_bad_fraction,
             trackers=self.accelerator.trackers if self.run.log.trackers else (),
         )
-        self.report, self.meter = report, Meter()
-        self.ledger = SkipLedger(self.run.folder / "skips.jsonl" if dist.is_main() else None)
-        self.ledger.counts.update(progress.skips)
-        self._began = time.perf_counter() - progress.seconds
+        self.evaluated = Evaluated(self.run.folder)
         self._say_start(progress)
         try:
             with Signals() as stop:
-                progress = self._loop(progress, total, stop)
-            report.say(f"trained {progress.step} steps in {progress.seconds:.0f} s; skipped: {self.ledger.summary()}")
+                progress = self._loop(progress, stop)
+            skipped = self.journal.ledger.summary()
+            self._say(f"trained {progress.step} steps in {progress.seconds:.0f} s; skipped: {skipped}")
             return progress
         finally:
-            report.close()
-            self.ledger.close()
+            self.journal.close()
             if self.run.log.trackers:
                 self.accelerator.end_training()
 
-    def _loop(self, progress: Progress, total: int, stop: list[str]) -> Progress:
-        self._settle(progress.step)
-        self._bad_steps, self._unreported, self._epoch = 0, 0, int(self.clock.epoch(progress.step))
-        self._last: dict[str, Any] = {}
-        self._skips: list[Any] = []
-        self._notes: Counter[str] = Counter()
+    def _loop(self, progress: Progress, stop: list[str]) -> Progress:
+        total = self.clock.total
+        if progress.step:
+            self._evaluate(progress.step)  # what a kill cut short
+        if progress.step < total:
+            self._settle(progress.step)
+        self._bad_steps = self._overflows = 0
         batches = self.feed.batches(progress.step, total)
-        saved = progress.step if progress.step else -1
         for step in range(progress.step, total):
-            with self.meter.time("data wait"):
+            with self.journal.meter.time("data wait"):
                 batch = next(batches)
-            with self.meter.time("step"):
+            self.journal.seen(batch)
+            with self.journal.meter.time("step"):
                 record = self._step(step, batch)
             done = step + 1
-            leave = dist.agree(bool(stop))
+            leave = dist.agree(bool(stop)) and done < total
             save = leave or self._due(self.run.save.every, done)
             if save or self._due(self.run.log.every, done):
-                self._log(done, record)
-            progress = self._progress(done)
+                self.journal.record(done, record, scale=float(self.dual.logit_scale.detach().exp()))
+            progress = self.journal.progress(done)
             if save:
                 self._save(progress)
-                saved = done
             if leave:
-                self.report.say(
-                    f"told to leave by {stop[0] if stop else 'another rank'}: saved step {done}; requeue me"
-                )
+                self._say(f"told to leave by {stop[0] if stop else 'another rank'}: saved step {done}; requeue me")
                 raise Requeue
             self._evaluate(done)
-        if saved != progress.step:
-            self._save(progress)
-        if self._last:  # the last save and evaluation came after the record
-            self.report.amend({**self._last, "stages": dict(self.meter.seconds)})
         return progress
 
     def _step(self, step: int, batch: Batch) -> dict[str, Any]:
         """One update of the model on one batch; returns what there is to log about it."""
-        self._skips.extend(batch.skips)
-        self._notes.update(batch.notes)
-        self._unreported += len(batch)
-        rate = self.run.optim.lr * self.rate(step)
+        rate = self.run.optim.lr * self.parts.rate(step)
         set_rate(self.parts.adamw, rate)
         batch = self._prepared(batch)
         value = self._backward(step, batch)
@@ -157,11 +150,23 @@ class Trainer:
         record = {"loss": value.total, "terms": value.terms, "lr": rate, "grad_norm": norm}
         if self._healthy(step, record, batch):
             self.optimizer.step()
-            self.dual.clamp_scale()
-            for companion in self.companions.values():
-                companion.after_step(self.dual, step=step + 1)
+            self._follow(step)
+        elif self.accelerator.scaler is not None:
+            self.accelerator.scaler.update()  # or the next clipping would find its gradients unscaled already
         self.optimizer.zero_grad(set_to_none=True)
         return record
+
+    def _follow(self, step: int) -> None:
+        """What comes after the optimizer's step, unless the gradient scaler left it out."""
+        if self.optimizer.step_was_skipped:
+            self._overflows += 1
+            if self._overflows > MAX_OVERFLOWS:
+                raise NonFiniteError(f"step {step}: {self._overflows} fp16 overflows in a row; use precision=bf16")
+            return
+        self._overflows = 0
+        self.dual.clamp_scale()
+        for companion in self.companions.values():
+            companion.after_step(self.dual, step=step + 1)
 
     def _backward(self, step: int, batch: Batch) -> Objective.Value:
         if self.run.micro_batch and self.run.micro_batch < len(batch):
@@ -180,21 +185,24 @@ class Trainer:
         return value
 
     def _healthy(self, step: int, record: Mapping[str, Any], batch: Batch) -> bool:
-        """Whether every rank's loss and gradient are finite; all ranks take the same decision."""
-        finite = bool(torch.isfinite(record["loss"]) and torch.isfinite(record["grad_norm"]))
-        scaling = self.accelerator.scaler is not None and bool(torch.isfinite(record["loss"]))
-        if not dist.agree(not (finite or scaling)):
+        """Whether every rank's loss and gradient are finite; all ranks take the same decision.
+
+        Under a gradient scaler a gradient may overflow: then the scaler leaves the step out, and counts.
+        """
+        finite = torch.isfinite(record["loss"])
+        if self.accelerator.scaler is None:
+            finite = finite & torch.isfinite(record["grad_norm"])
+        if not dist.agree(not bool(finite)):
             self._bad_steps = 0
             return True
         self._bad_steps += 1
         terms = ", ".join(f"{name} {float(term):.4g}" for name, term in record["terms"].items())
         keys = ", ".join(key for key in batch.keys if key)
         text = f"step {step}: not finite (grad norm {float(record['grad_norm']):.4g}; {terms}); update left out"
-        self.report.say(text)
+        self._say(text)
         if self._bad_steps > self.run.max_nonfinite:
-            raise NonFiniteError(
-                f"{text}, {self._bad_steps} in a row; lower optim.lr or look at the samples: {keys[:2000]}"
-            )
+            advice = f"lower optim.lr or look at the samples: {keys[:2000]}"
+            raise NonFiniteError(f"{text}, {self._bad_steps} in a row; {advice}")
         return False
 
     def _resume(self) -> Progress:
@@ -230,71 +238,37 @@ class Trainer:
     def _due(self, every: Duration, done: int) -> bool:
         return done == self.clock.total or done % max(1, self.clock.steps(every)) == 0
 
-    def _log(self, done: int, record: Mapping[str, Any]) -> None:
-        wall, stages = self.meter.lap()
-        samples = self._unreported * dist.world()
-        shares = dist.gather_object((self._skips, self._notes))
-        skips = [skip for rank, _ in shares for skip in rank]
-        for _, notes in shares:
-            self.ledger.notes.update(notes)
-        self.ledger.add(skips, step=done, samples=samples)
-        if int(self.clock.epoch(done)) != self._epoch:  # in a new epoch a sample gets a new chance
-            self._epoch, self._known = int(self.clock.epoch(done)), []
-        self._known = [*self._known, *skips]
-        self._skips, self._notes, self._unreported = [], Counter(), 0
-        self._last = {
-            "step": done,
-            "samples": done * self.feed.batch_size,
-            "epoch": self.clock.epoch(done),
-            "loss": _mean(record["loss"]),
-            "terms": {name: _mean(term) for name, term in record["terms"].items()},
-            "lr": record["lr"],
-            "scale": float(self.dual.logit_scale.detach().exp()),
-            "grad_norm": float(record["grad_norm"]),
-            "samples_per_s": samples / wall,
-            "data_wait": stages.get("data wait", 0.0) / wall,
-            "seconds": time.perf_counter() - self._began,
-            "stages": dict(self.meter.seconds),
-            "skipped": self.ledger.total,
-            "notes": dict(self.ledger.notes),
-        }
-        self.report.step(self._last)
-        refuse_bad_data(self.ledger, limit=self.run.data.max_bad_fraction, folder=self.run.folder)
-
-    def _progress(self, done: int) -> Progress:
-        seconds = time.perf_counter() - self._began
-        return Progress(done, seconds, dict(self.ledger.counts), [list(skip) for skip in self._known])
-
     def _save(self, progress: Progress) -> None:
+        """A checkpoint, or the same error on every rank."""
         failure = ""
-        with self.meter.time("save"):
+        with self.journal.meter.time("save"):
             if dist.is_main():
                 try:
                     self.state.save(progress)
-                except checkpoint.CheckpointError as error:
-                    failure = str(error)
+                except Exception as error:  # whatever it is, the other ranks wait for word of it
+                    failure = f"{type(error).__name__}: {error}"
             failure = str(dist.broadcast_object(failure))
         if failure:
             raise checkpoint.CheckpointError(failure)
 
     def _evaluate(self, done: int) -> None:
-        for evaluator in self.evaluators:
-            if self._due(evaluator.every, done):
-                with self.meter.time("evaluate"):
-                    evaluator.measure(self.dual, done)
-                    self.dual.train()
-                    dist.barrier()
+        """The evaluations that are due after `done` steps and have no result yet."""
+        for number, evaluator in enumerate(self.evaluators):
+            if not self._due(evaluator.every, done) or (number, done) in self.evaluated:
+                continue
+            average = self.companions.get(evaluator.weights)
+            with self.journal.meter.time("evaluate"), average.applied(self.dual) if average else nullcontext():
+                evaluator.measure(self.dual, done)
+            self.evaluated.add(number, done)
+
+    def _say(self, text: str) -> None:
+        self.journal.report.say(text)
 
     def _say_start(self, progress: Progress) -> None:
         trained = sum(p.numel() for p in self.parameters) / 1e6
         verb = f"resumed at step {progress.step}" if progress.step else "starts"
-        self.report.say(
+        self._say(
             f"{self.run.name} {verb}: {self.clock.total} steps of {self.feed.batch_size} pairs from "
             f"{self.feed.num_samples} samples, {trained:.1f} M parameters, {dist.world()} process(es), "
             f"{torch.get_num_threads()} thread(s), {self.accelerator.device}, precision {self.run.precision}"
         )
-
-
-def _mean(value: Tensor) -> float:
-    """The single-process value: ranks hold W times their share."""
-    return float(dist.total(value.detach().float())) / dist.world()

@@ -37,6 +37,8 @@ class Skip(NamedTuple):
     shard: str
     key: str
     detail: str = ""
+    epoch: int = -1  # the source's
+    position: int = -1  # index of the sample in its source; with `epoch` the slot left empty; -1: there are no slots
 
 
 @dataclass(slots=True)
@@ -157,7 +159,11 @@ class Head(Protocol):
 
 
 class Companion(Protocol):
-    """Memory of a run beside the model: momentum copy, queue, teacher, moving average."""
+    """Memory of a run beside the model: momentum copy, queue, teacher, moving average.
+
+    `before_step` only reads its memory and fills `batch.extra`; `after_step` is where memory changes: some batches are
+    passed through and thrown away. One that averages weights has `applied(model)`, a `with` block that swaps them in.
+    """
 
     def before_step(self, batch: Batch, model: nn.Module) -> Batch: ...
     def after_step(self, model: nn.Module, *, step: int) -> None: ...

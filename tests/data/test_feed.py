@@ -202,7 +202,7 @@ def test_mixtures_have_exact_shares_and_own_labels(mixed: list[dict[str, Any]]) 
     assert set(labels[valid & (sources == 1)].tolist()) == {CLASS_STRIDE, CLASS_STRIDE + 1}
     assert set(labels[valid & (sources == 0)].tolist()) == {UNLABELLED + i for i in range(12)}
     assert it.kinds == ("caption", "label")
-    texts = {caption for step in range(4) for caption in it.captions(step)}
+    texts = {caption for step in range(4) for slot in it.slot_captions(step) for caption in slot}
     assert {text for text in texts if "cat" in text}
 
 

@@ -23,7 +23,7 @@ class Feed:
     """The batches of a run: local batch `rank` of `world` at any step, [N / W] pairs.
 
     The ranks' batches one behind the other are the same global batch for every `world` that divides the streams, and
-    for every number of workers. `known` are samples found bad before: they stay skipped without being read.
+    for every number of workers. `known` are slots found bad before (source, epoch, position): they stay so, unread.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Feed:
     @property
     def source_names(self) -> tuple[str, ...]:
         """Names of the sources, by `Batch.source`."""
-        return tuple(part.shown() for part in self.plan.parts)
+        return self.plan.names
 
     @property
     def fingerprint(self) -> str:
@@ -80,9 +80,9 @@ class Feed:
         """The local batch of a step, made in this process."""
         return self.server[step]
 
-    def captions(self, step: int) -> list[str]:
-        """All captions of the local batch of a step, as text."""
-        return [caption for slot in self.server.make(step) if slot.item for caption in slot.item.captions]
+    def slot_captions(self, step: int) -> list[list[str]]:
+        """The captions of every slot of the local batch of a step, as text; none for a slot without a sample."""
+        return [list(slot.item.captions) if slot.item else [] for slot in self.server.make(step)]
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Local batches of steps start..stop, made ahead by `data.workers` processes."""
@@ -128,7 +128,7 @@ class Feed:
         share = self.plan.schedule.counts / self.plan.schedule.units
         found: dict[str, Any] = {}
         for number, (part, records) in enumerate(zip(self.plan.parts, self.plan.records)):
-            name = part.shown() if part.shown() not in found else f"{part.shown()} ({number})"
+            name = self.plan.names[number]
             found[name] = {"kind": part.kind, "samples": len(records), "share": round(float(share[number]), 4)}
             if not isinstance(records, Stream):
                 found[name] |= {"shards": len(records.facts), "bytes": sum(fact.bytes for fact in records.facts)}

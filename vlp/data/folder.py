@@ -11,14 +11,16 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
+from vlp.data.content import stamps
 from vlp.data.remote import ShardCache
-from vlp.data.schema import DataError
-from vlp.data.sources import Fact, Finite, Source
+from vlp.data.schema import DataError, file_sha256
+from vlp.data.sources import Fact, Finite, Source, digest
 from vlp.data.stages import IMAGE_MEMBERS
 from vlp.data.table import Rows, read_rows
 from vlp.types import BadSampleError, Sample
 
 _TABLES = ("captions.csv", "captions.tsv", "captions.jsonl", "metadata.csv", "metadata.jsonl")
+_SIDES = (".txt", ".json")
 Layout = Literal["auto", "texts", "table", "classes"]
 
 
@@ -61,8 +63,8 @@ class FolderRecords(Finite):
         self._ends = np.cumsum([len(os.fsencode(name)) for name in files]).astype(np.int64)
         self._names = b"".join(os.fsencode(name) for name in files)  # one object, not a list that forks copy
         self.sizes = np.array([len(files)], dtype=np.int64)
-        total = sum((root / name).stat().st_size for name in files)
-        self.facts = [Fact(root.name, total, len(files))]
+        total, pictures = stamps(root, files)
+        self.facts = [Fact(root.name, total, len(files), digest([pictures, self._texts(files)]))]
 
     def file(self, i: int) -> str:
         """Path of picture i relative to the folder."""
@@ -84,14 +86,26 @@ class FolderRecords(Finite):
             assert self.rows is not None
             members["json"] = self.rows.json(int(self._row_of[i]))
         else:
-            members |= {end: _read(side) for end in ("txt", "json") if (side := path.with_suffix(f".{end}")).is_file()}
+            members |= {end[1:]: _read(side) for end in _SIDES if (side := path.with_suffix(end)).is_file()}
         return Sample(key, members if only is None else {k: v for k, v in members.items() if k in only}, shard, i)
 
-    def _from_table(self, files: list[str], column: str) -> tuple[list[str], np.ndarray]:
-        """Rows of the table whose picture exists, in the table's order; the others are counted."""
+    def _texts(self, files: list[str]) -> str:
+        """A hash that follows the texts of the pictures: of the table, or of the files beside them."""
+        if self.layout == "classes":  # the names of the folders, which are in the paths
+            return self.layout
+        if self.layout == "table":
+            return file_sha256(self._table())
+        return stamps(self.root, (f"{os.path.splitext(name)[0]}{end}" for name in files for end in _SIDES))[1]
+
+    def _table(self) -> Path:
         table = next((self.root / name for name in _TABLES if (self.root / name).is_file()), None)
         if table is None:
             raise DataError(f"{self.root}: layout: table needs one of {', '.join(_TABLES)} in the folder")
+        return table
+
+    def _from_table(self, files: list[str], column: str) -> tuple[list[str], np.ndarray]:
+        """Rows of the table whose picture exists, in the table's order; the others are counted."""
+        table = self._table()
         self.rows = read_rows(table)
         names = self.rows.column(column, where=f"{table}: file_column")
         there = set(files)
@@ -120,7 +134,7 @@ def _pictures(root: Path) -> list[str]:
 def _detect(root: Path, files: list[str]) -> Layout:
     if any((root / name).is_file() for name in _TABLES):
         return "table"
-    sides = [(root / name).with_suffix(end).is_file() for name in files[:100] for end in (".txt", ".json")]
+    sides = [(root / name).with_suffix(end).is_file() for name in files[:100] for end in _SIDES]
     if any(sides):
         return "texts"
     if all("/" in name for name in files):

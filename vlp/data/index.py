@@ -1,7 +1,7 @@
 """The index of one shard: key, and offset and size of each member, as a few numpy arrays; built, written, read.
 
-The side index `<shard>.index` is used while the shard has the size and the newest change it was made for; else it is
-built again. It holds no time and no path, so making it twice gives the same bytes.
+The side index `<shard>.index` is used while it is newer than the shard and the shard's two ends are those it was made
+for; else it is built again. It holds no time and no path, so making it twice gives the same bytes.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from vlp.data.content import ends
 from vlp.data.grouping import Group, KeySplit, Note, groups
 from vlp.data.schema import DataError, write_atomic
 from vlp.data.tarwalk import Damage, TarDamageError, walk
 
-MAGIC = b"vlp shard index 1\n"
+MAGIC = b"vlp shard index 2\n"
 OnDamage = Literal["stop", "keep"]
 _ARRAYS = (("starts", "<u4"), ("extension", "<u2"), ("offset", "<u8"), ("size", "<u8"), ("key_ends", "<u4"))
 
@@ -41,6 +42,8 @@ class ShardIndex:
     """Samples of one shard. Members of sample i are rows starts[i]..starts[i+1] of the member arrays."""
 
     bytes: int  # size of the tar it was made from
+    ends: str  # hash of that size and of the tar's first and last blocks: it is stale when they differ
+    content: str  # hash of all headers, small members and tips of large ones: what the tar holds, for the fingerprint
     key_split: KeySplit
     extensions: tuple[str, ...]
     starts: npt.NDArray[np.uint32]  # [n + 1]
@@ -88,18 +91,20 @@ def index_path(shard: str | Path) -> Path:
 
 def build(shard: str | Path, *, key_split: KeySplit = "first-dot") -> ShardIndex:
     """The index from a strict walk of the tar; a damaged one gives the whole samples before the damage, and says so."""
-    shard, damage, members = Path(shard), None, []
+    shard, damage, members, content = Path(shard), None, [], hashlib.sha256()
     if not shard.is_file():
         raise DataError(f"{shard}: no such shard")
     try:
-        for member in walk(shard):
+        for member in walk(shard, seen=content.update):
             members.append(member)
     except TarDamageError as error:
         damage = error.damage
     samples, notes = groups(members, key_split=key_split)
     if damage is not None:
         samples = _without_torn_tail(samples)
-    return _pack(samples, notes, damage, shard.stat().st_size, key_split)
+    about = {"bytes": shard.stat().st_size, "ends": ends(shard), "key_split": key_split}
+    content.update(str(about["ends"]).encode())
+    return _pack(samples, notes, damage, {**about, "content": content.hexdigest()})
 
 
 def write(shard: str | Path, index: ShardIndex, path: str | Path | None = None) -> Path:
@@ -110,11 +115,13 @@ def write(shard: str | Path, index: ShardIndex, path: str | Path | None = None) 
 
 
 def read(shard: str | Path, path: str | Path | None = None) -> ShardIndex:
-    """The side index; DataError if it is damaged, of another version, or made for a tar of another size."""
+    """The side index; DataError if it is damaged, of another version, or made for a tar with other bytes."""
     target = Path(path) if path else index_path(shard)
     index = _parse(target.read_bytes(), target)
     if (actual := os.stat(shard).st_size) != index.bytes:
         raise DataError(f"{target}: made for a tar of {index.bytes} bytes, {shard} has {actual}; run `vlp data index`")
+    if ends(shard) != index.ends:
+        raise DataError(f"{target}: made for a tar of equal size and other bytes than {shard}; run `vlp data index`")
     return index
 
 
@@ -128,7 +135,7 @@ def read_or_build(
     shard = Path(shard)
     spare = _cached_path(shard, key_split, Path(cache) if cache else cache_folder() / "index")
     for target in (index_path(shard), spare) if trust else ():
-        index = _fresh(shard, target, key_split)
+        index = fresh(shard, target, key_split=key_split)
         if index is not None:
             return index
     index = build(shard, key_split=key_split)
@@ -171,10 +178,11 @@ def check(shard: str | Path, index: ShardIndex, *, expected: int | None = None, 
         )
 
 
-def _fresh(shard: Path, target: Path, key_split: KeySplit) -> ShardIndex | None:
-    """The index at `target` if it was written after the shard's last change and fits it, else None."""
+def fresh(shard: str | Path, path: str | Path | None = None, *, key_split: KeySplit = "first-dot") -> ShardIndex | None:
+    """The side index if it was written after the shard's last change and fits its bytes, else None."""
+    target = Path(path) if path else index_path(shard)
     try:
-        if target.stat().st_mtime_ns < shard.stat().st_mtime_ns:
+        if target.stat().st_mtime_ns < os.stat(shard).st_mtime_ns:
             return None
         index = read(shard, target)
     except (OSError, DataError):
@@ -196,9 +204,7 @@ def _without_torn_tail(samples: list[Group]) -> list[Group]:
     return samples[:-1] if len(samples) == 1 and len(samples[0].members) < 2 else samples
 
 
-def _pack(
-    samples: list[Group], notes: tuple[Note, ...], damage: Damage | None, size: int, key_split: KeySplit
-) -> ShardIndex:
+def _pack(samples: list[Group], notes: tuple[Note, ...], damage: Damage | None, about: dict[str, Any]) -> ShardIndex:
     names = sorted({extension for sample in samples for extension in sample.members})
     if len(names) > 65535:
         raise DataError(f"{len(names)} different extensions in one shard: is `key_split` right?")
@@ -207,8 +213,7 @@ def _pack(
     table = np.array(rows, dtype=np.uint64).reshape(-1, 3)
     keys = [sample.key.encode("utf-8", "surrogateescape") for sample in samples]
     return ShardIndex(
-        bytes=size,
-        key_split=key_split,
+        **about,
         extensions=tuple(names),
         starts=np.cumsum([0, *(len(sample.members) for sample in samples)]).astype(np.uint32),
         extension=table[:, 0].astype(np.uint16),
@@ -226,6 +231,8 @@ def _dump(index: ShardIndex) -> bytes:
     body = zlib.compress(b"".join([*arrays, index.key_bytes]), 6)
     head = {
         "bytes": index.bytes,
+        "ends": index.ends,
+        "content": index.content,
         "samples": len(index),
         "members": len(index.offset),
         "key_split": index.key_split,
@@ -261,6 +268,8 @@ def _parse_strict(raw: bytes) -> ShardIndex:
     notes = tuple(Note(*note) for note in head["notes"])
     return ShardIndex(
         bytes=head["bytes"],
+        ends=head["ends"],
+        content=head["content"],
         key_split=head["key_split"],
         extensions=tuple(head["extensions"]),
         key_bytes=content[position:],

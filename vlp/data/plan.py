@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -36,6 +37,7 @@ class Plan:
                 f"run on {', '.join(map(str, allowed_worlds(self.streams)))} processes, or change the batch size"
             )
         self.parts: tuple[Source, ...] = data.sources
+        self.names = _distinct([part.shown() for part in self.parts])
         self.records: list[Records | Stream] = [self._open(part, number) for number, part in enumerate(self.parts)]
         self.orders = [
             SourceOrder(records.sizes, streams=self.streams, window=data.window, seed=seed, source=number)
@@ -81,7 +83,7 @@ class Plan:
             records = self.records[number]
             if not isinstance(records, Stream) and index != EMPTY:
                 shard = int(np.searchsorted(np.cumsum(records.sizes), index, side="right"))
-                found.add(f"{self.parts[number].shown()}/{records.facts[shard].name}")
+                found.add(f"{self.names[number]}/{records.facts[shard].name}")
         return sorted(found)
 
     def _open(self, part: Source, number: int) -> Records | Stream:
@@ -91,3 +93,8 @@ class Plan:
             return open_records(part, cache=self.data.cache)
         except DataError as error:
             raise DataError(f"data.sources.{number} ({part.shown()}): {error}") from error
+
+
+def _distinct(names: Sequence[str]) -> tuple[str, ...]:
+    """The names, with their number behind those that an earlier source has too."""
+    return tuple(f"{name} ({number})" if name in names[:number] else name for number, name in enumerate(names))

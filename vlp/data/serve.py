@@ -35,8 +35,7 @@ class Server:
 
     def __init__(self, plan: Plan, *, tokenizer: Tokenizer, preprocess: Preprocess, known: Iterable[Skip] = ()) -> None:
         self.plan, self.tokenizer, self.preprocess = plan, tokenizer, preprocess
-        self.names = [part.shown() for part in plan.parts]
-        self.known = {(skip.source, skip.shard, skip.key): skip for skip in known}
+        self.known = {(skip.source, skip.epoch, skip.position): skip for skip in known}
         self.stages: list[tuple[Captions | None, Labels | None]] = [
             (part.caption_stage(), part.label_stage(records.classes)) for part, records in zip(plan.parts, plan.records)
         ]
@@ -44,6 +43,8 @@ class Server:
     def __getitem__(self, step: int) -> Batch:
         slots = self.plan.slots(step)
         made = self.make(step)
+        streams = [records for records in self.plan.records if isinstance(records, Stream)]
+        failures = [skip for stream in streams for skip in stream.drain()]
         return collate(
             [slot.item for slot in made],
             tokenizer=self.tokenizer,
@@ -52,7 +53,7 @@ class Server:
             labels=[slot.label for slot in made],
             sources=slots.source.tolist(),
             keys=[slot.key for slot in made],
-            skips=[slot.skip for slot in made if slot.skip],
+            skips=[*(slot.skip for slot in made if slot.skip), *failures],
         )
 
     def make(self, step: int) -> list[Made]:
@@ -63,27 +64,23 @@ class Server:
     def _slot(self, slot: int, number: int, index: int, epoch: int) -> Made:
         if index == EMPTY:
             return Made(None, EMPTY_LABELS + slot, "")
-        records, source = self.plan.records[number], self.names[number]
-        shard = key = ""
-        sample: Sample | None = None
+        records, source = self.plan.records[number], self.plan.names[number]
+        place, shard, key = (epoch, index), "", ""
         try:
             if isinstance(records, Stream):
                 sample = records.next()
-                shard, key, index = sample.shard, sample.key, sample.index
-            elif self.known:
-                shard, key = records.name(index)
-            if skip := self.known.get((source, shard, key)):
-                return Made(None, self._unlabelled(number, index), f"{shard}:{key}", skip)
-            if not isinstance(records, Stream):
+                place, index = (-1, -1), sample.index  # it comes once, here
+            elif skip := self.known.get((source, *place)):
+                return Made(None, self._unlabelled(number, index), f"{skip.shard}:{skip.key}", skip)
+            else:
                 sample = records.read(index)
-            assert sample is not None
             shard, key = sample.shard, sample.key
             item = self._item(sample, number, epoch, index)
             return Made(item, self._label(item, number, index), f"{shard}:{key}")
         except BadSampleError as error:
             if not key and not isinstance(records, Stream):
                 shard, key = records.name(index)
-            skip = Skip(error.reason, source, shard, key, error.detail)
+            skip = Skip(error.reason, source, shard, key, error.detail, *place)
             return Made(None, self._unlabelled(number, index), f"{shard}:{key}", skip)
 
     def _item(self, sample: Sample, number: int, epoch: int, index: int) -> Item:

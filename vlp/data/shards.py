@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from vlp.data import index as shard_index
+from vlp.data.content import ends
 from vlp.data.grouping import KeySplit
 from vlp.data.index import ShardIndex
 from vlp.data.reader import MemberReader
@@ -19,9 +21,10 @@ from vlp.data.remote import ShardCache
 from vlp.data.schema import DataError, ShardEntry, read_manifest
 from vlp.data.sources import Fact, Finite, Source
 from vlp.data.urls import is_remote, resolve
-from vlp.types import Sample
+from vlp.types import BadSampleError, Sample
 
 _MAX_INDEXES = 512  # kept in memory at once; one of 10,000 samples has about half a megabyte
+_TOUCH = 60.0  # seconds that a remote shard's local file is taken to be there without looking, and not marked as used
 logger = logging.getLogger(__name__)
 
 
@@ -49,8 +52,10 @@ class TarRecords(Finite):
         self.source, self.urls, self.cache = source, list(urls), cache
         self.reader = MemberReader()
         self._indexes: OrderedDict[int, ShardIndex] = OrderedDict()
+        self._files: dict[int, tuple[Path, float]] = {}  # local files of remote shards, and when to look again
         self.entries = self._manifest_entries()
         self.notes: dict[str, int] = {}
+        self.facts: Sequence[Fact] = ()  # `index` checks against them once they are there
         self.facts = [self._fact(number) for number in range(len(self.urls))]
         self.sizes = np.array([fact.samples for fact in self.facts], dtype=np.int64)
         self.first = np.concatenate([[0], np.cumsum(self.sizes)])
@@ -59,8 +64,15 @@ class TarRecords(Finite):
         number, row = self._locate(i)
         index = self.index(number)
         key = index.key(row)
-        path = self.cache.local(self.urls[number]) if is_remote(self.urls[number]) else self.urls[number]
-        members = self.reader.read(path, index.members(row), only or self.source.members)
+        places, wanted = index.members(row), only or self.source.members
+        path = self._file(number)
+        try:
+            members = self.reader.read(path, places, wanted)
+        except BadSampleError:
+            if not is_remote(self.urls[number]) or path.is_file():
+                raise
+            del self._files[number]  # another process evicted it
+            members = self.reader.read(self._file(number), places, wanted)
         return Sample(key, members, self.facts[number].name, i)
 
     def name(self, i: int) -> tuple[str, str]:
@@ -76,13 +88,15 @@ class TarRecords(Finite):
         path = self._local(number)
         built = shard_index.read_or_build(path, key_split=self.source.key_split)
         shard_index.check(url, built, expected=entry.samples if entry else None, on_damage=self.source.damaged)
+        if number < len(self.facts) and self._by_index(number) and built.content != self.facts[number].digest:
+            raise DataError(f"{url}: it was changed since this process opened it; start again on the data as it is")
         self._indexes[number] = built
         if len(self._indexes) > _MAX_INDEXES:
             self._indexes.popitem(last=False)
         return built
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_indexes": OrderedDict()}
+        return {**self.__dict__, "_indexes": OrderedDict(), "_files": {}}
 
     def _locate(self, i: int) -> tuple[int, int]:
         number = int(np.searchsorted(self.first, i, side="right")) - 1
@@ -93,14 +107,36 @@ class TarRecords(Finite):
         known = {"size": entry.bytes, "sha256": entry.sha256} if entry else {}
         return self.cache.local(self.urls[number], **known)  # type: ignore[arg-type]
 
+    def _file(self, number: int) -> Path:
+        """The file to read a shard from; for a remote one looked up, marked as used and checked once in a while."""
+        if not is_remote(self.urls[number]):
+            return Path(self.urls[number])
+        path, until = self._files.get(number, (None, 0.0))
+        if path is None or time.monotonic() > until:
+            path = self._local(number)
+            if self._by_index(number) and ends(path) != self.index(number).ends:
+                raise DataError(f"{self.urls[number]}: it came anew with other bytes than it was opened with")
+            self._files[number] = path, time.monotonic() + _TOUCH
+        return path
+
+    def _by_index(self, number: int) -> bool:
+        """Whether a shard is known by its index: the manifest says nothing of it, too little, or is not to be kept to.
+
+        A remote shard that the manifest counts but does not hash is not fetched for that.
+        """
+        entry = self.entries.get(number)
+        if entry is None or self.source.damaged == "keep":
+            return True
+        return entry.sha256 is None and not is_remote(self.urls[number])
+
     def _fact(self, number: int) -> Fact:
         """What is known of a shard, from its manifest if the size agrees, else from its index."""
         url, entry = self.urls[number], self.entries.get(number)
         name = Path(url).name
-        if entry is None or self.source.damaged == "keep":
+        if entry is None or self._by_index(number):
             built = self.index(number)
             self._count(url, built)
-            return Fact(name, built.bytes, len(built))
+            return Fact(name, built.bytes, len(built), built.content)
         if not is_remote(url) and (size := Path(url).stat().st_size) != entry.bytes:
             raise DataError(
                 f"{url}: has {size} bytes, dataset.json says {entry.bytes}: it was changed or is not whole; "

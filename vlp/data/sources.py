@@ -26,7 +26,7 @@ class Fact(NamedTuple):
     name: str
     bytes: int
     samples: int
-    sha256: str | None = None
+    digest: str | None = None  # of the content: the manifest's sha256, or what the kind of source takes for it
 
 
 class Records(Protocol):

@@ -30,7 +30,7 @@ class Item(NamedTuple):
     label: int | None  # class index in its source
     extra: dict[str, Tensor]
     key: str
-    notes: tuple[str, ...] = ()  # counted, but not skipped: "caption_cut"
+    notes: tuple[str, ...] = ()  # counted, but not skipped: "caption_cut", "caption_not_text"
 
 
 class Fields:
@@ -76,16 +76,20 @@ class Captions(Part):
 
     def texts(self, fields: Fields) -> list[str]:
         """All texts of the first field that has any; BadSampleError no_caption or empty_caption."""
-        seen = False
+        return self.found(fields)[0]
+
+    def found(self, fields: Fields) -> tuple[list[str], int]:
+        """`texts`, and how many items of the lists looked at were left out because they are no texts."""
+        seen, others = False, 0
         for name in self.fields:
             value = fields.find(name, errors=self.encoding_errors)
             if isinstance(value, Mapping):
                 value = list(value.values()) if self.language is None else value.get(self.language)
             found = [value] if isinstance(value, str) else value if isinstance(value, list) else []
             texts = [text for text in found if isinstance(text, str)]
-            seen = seen or bool(texts)
+            seen, others = seen or bool(texts), others + len(found) - len(texts)
             if texts := [text.strip() for text in texts if not is_blank(text)]:
-                return texts
+                return texts, others
         where = ", ".join(self.fields)
         raise BadSampleError(*(("empty_caption", f"only blanks in {where}") if seen else ("no_caption", f"no {where}")))
 
@@ -167,8 +171,11 @@ def prepare(
     limits = limits or Limits()
     fields = Fields(sample)
     label = labels.index(fields) if labels is not None else None
+    notes: list[str] = []
     if captions is not None:
-        texts = captions.choose(captions.texts(fields), rng)
+        texts, others = captions.found(fields)
+        texts = captions.choose(texts, rng)
+        notes += ["caption_not_text"] if others else []
     elif labels is not None and label is not None:
         texts = labels.texts(label, rng)
     else:
@@ -181,7 +188,8 @@ def prepare(
         raise ValueError("augment needs the generator of the sample")
     else:
         image = augment.apply(picture, preprocess, rng, limits=limits)
-    return Item(image, short, label, {}, sample.key, ("caption_cut",) if short != texts else ())
+    notes += ["caption_cut"] if short != texts else []
+    return Item(image, short, label, {}, sample.key, tuple(notes))
 
 
 def image_bytes(sample: Sample) -> bytes:

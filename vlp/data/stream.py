@@ -8,6 +8,7 @@ only while all workers are equally fast. webdataset itself ends a shard in silen
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import os
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from vlp.data.remote import ShardCache
 from vlp.data.schema import DataError
 from vlp.data.sources import Records, Source
 from vlp.data.urls import braces, refuse_pipe
-from vlp.types import Sample
+from vlp.types import Sample, Skip
 
 _PASS, _SHUFFLE = 5, 6
 
@@ -65,6 +66,7 @@ class Stream:
         self.urls = part.shards()
         self.rank, self.world, self.start = rank, world, 0
         self.notes: dict[str, int] = {}
+        self.failures: list[Skip] = []  # not yet taken by `drain`
         self.classes: tuple[str, ...] = ()
         self._pid = os.getpid()
         self._samples: Iterator[Sample] | None = None
@@ -79,15 +81,20 @@ class Stream:
     def next(self) -> Sample:
         """The next sample of this process's part; its index is unique over all ranks and workers."""
         if self._samples is None or self._pid != os.getpid():
-            self._pid, self._samples = os.getpid(), self._endless()
+            self._pid, self._samples, self.failures = os.getpid(), self._endless(), []
         return next(self._samples)
+
+    def drain(self) -> list[Skip]:
+        """The urls that failed since the last call, one skip each time."""
+        failures, self.failures = self.failures, []
+        return failures
 
     def restart(self, start: int) -> None:
         """Begins another pass, its order keyed by the step that a run starts at."""
         self.start, self._samples = start, None
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_samples": None}
+        return {**self.__dict__, "_samples": None, "failures": []}
 
     def _endless(self) -> Iterator[Sample]:
         worker = torch.utils.data.get_worker_info()
@@ -131,29 +138,32 @@ class Stream:
                 )
 
     def _read(self, urls: list[str]) -> Iterator[dict[str, Any]]:
-        """Samples of some urls; one that cannot be opened is counted. webdataset leaves files open, this does not."""
+        """Samples of some urls; one that cannot be opened or read on fails. webdataset leaves files open, this does not."""
         from webdataset.gopen import gopen
         from webdataset.tariterators import group_by_keys, tar_file_expander
 
         for url in urls:
+            failed = functools.partial(self._failed, url)
             try:
                 opened = gopen(url)
             except OSError as error:
-                self._failed(error)
+                failed(error)
                 continue
             try:
-                files = tar_file_expander([{"url": url, "stream": opened}], handler=self._failed)
-                for sample in group_by_keys(files, handler=self._failed):
+                files = tar_file_expander([{"url": url, "stream": opened}], handler=failed)
+                for sample in group_by_keys(files, handler=failed):
                     if sample and "__key__" in sample:  # webdataset 1.0 ends every shard with an empty dict
                         yield sample
             finally:
                 with contextlib.suppress(OSError):  # a pipe that was not read to its end
                     opened.close()
 
-    def _failed(self, error: Exception) -> bool:
-        """Counts a failure and goes on."""
+    def _failed(self, url: str, error: Exception) -> bool:
+        """Counts a failure, keeps it for the next batch, and goes on."""
         reason = type(error).__name__
         self.notes[reason] = self.notes.get(reason, 0) + 1
+        detail = f"{reason}: {error.args[0] if error.args else error}"
+        self.failures.append(Skip("unreadable_shard", self.source.shown(), url, "", detail))
         return True
 
 

@@ -11,11 +11,13 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field
 
+from vlp.data.content import stamps
 from vlp.data.remote import ShardCache
-from vlp.data.schema import DataError
-from vlp.data.sources import Fact, Finite, Source
+from vlp.data.schema import DataError, file_sha256
+from vlp.data.sources import Fact, Finite, Source, digest
 from vlp.data.stages import IMAGE_MEMBERS
 from vlp.registry import nearest
 from vlp.types import BadSampleError, Sample
@@ -85,12 +87,26 @@ class TableRecords(Finite):
             raise DataError(f'{path}: no column of pictures "{self.image or "image"}"{hint}; name it with `image:`')
         self.notes = {}
         self.sizes = np.array([len(rows)], dtype=np.int64)
-        self.facts = [Fact(path.name, path.stat().st_size, len(rows))]
         self._refuse_urls()
+        pictures = stamps(root, dict.fromkeys(self._paths()))[1]
+        self.facts = [
+            Fact(path.name, path.stat().st_size, len(rows), digest([file_sha256(path), self.image, pictures]))
+        ]
 
     @cached_property
     def _pictures(self) -> Any:
         return self.rows.table.column(self.image)
+
+    def _paths(self) -> Iterator[str]:
+        """The paths in the column of pictures, as they stand there; pictures in the table itself have none."""
+        column, kind = self._pictures, self._pictures.type
+        if pa.types.is_struct(kind) and kind.get_field_index("path") >= 0:
+            held = kind.get_field_index("bytes") >= 0
+            column = column.filter(pc.is_null(pc.struct_field(column, "bytes"))) if held else column
+            column = pc.struct_field(column, "path")
+        elif pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+            return iter(())
+        return (str(value) for value in column.to_pylist() if value)
 
     def name(self, i: int) -> tuple[str, str]:
         return self.path.name, f"{i:08d}"

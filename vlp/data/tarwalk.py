@@ -7,9 +7,11 @@ header's checksum must hold, members must lie inside the file, the end marker mu
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+from vlp.data.content import member_tips
 
 BLOCK = 512
 _ZEROS = bytes(BLOCK)
@@ -42,16 +44,19 @@ class TarDamageError(ValueError):
         self.damage = Damage(reason, byte, detail)
 
 
-def walk(path: str | Path) -> Iterator[Member]:
-    """Every member in order; TarDamageError at the first damage, after the members before it."""
+def walk(path: str | Path, *, seen: Callable[[bytes], object] | None = None) -> Iterator[Member]:
+    """Every member in order; TarDamageError at the first damage, after the members before it.
+
+    `seen` gets every header, and the bytes beside the headers that tell one content from another.
+    """
     if Path(path).stat().st_size == 0:
         raise TarDamageError("not_a_tar", 0, "the file is empty")
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         _refuse_compressed(data)
-        yield from _walk(data, len(data))
+        yield from _walk(data, len(data), seen)
 
 
-def _walk(data: mmap.mmap, total: int) -> Iterator[Member]:
+def _walk(data: mmap.mmap, total: int, seen: Callable[[bytes], object] | None) -> Iterator[Member]:
     position, name, pax, defaults = 0, "", {}, {}  # type: int, str, dict[str, str], dict[str, str]
     while True:
         header = data[position : position + BLOCK]
@@ -76,6 +81,8 @@ def _walk(data: mmap.mmap, total: int) -> Iterator[Member]:
                 start,
                 f'"{_name_of(header)}" needs {size} bytes, the file has {max(total - start, 0)} left',
             )
+        if seen is not None:
+            seen(header + b"".join(data[tip] for tip in member_tips(start, size)))
         if kind in b"xgLK":
             if size > _MAX_NAME:
                 raise TarDamageError("bad_header", position, f"a name or pax header of {size} bytes")

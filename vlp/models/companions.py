@@ -15,7 +15,7 @@ from vlp.types import Batch
 
 
 class Ema(Part):
-    """An exponential moving average of all weights, used for evaluation."""
+    """An exponential moving average of all weights, which an evaluation may use (`weights: ema`)."""
 
     decay: float = Field(0.9999, ge=0.0, lt=1.0)
     ramp: bool = True  # the average follows fast at first: decay is at most (1 + step) / (10 + step)

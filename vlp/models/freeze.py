@@ -67,6 +67,16 @@ def text_groups(text: Any) -> list[list[Member]]:
     return [stem, *([block] for block in blocks[:-1]), [blocks[-1], text.ln_final], [text.text_projection]]
 
 
+def depths(dual: Dual) -> dict[str, int]:
+    """Parameter name -> groups between it and the end of its tower: 0 for the projection, most for the embeddings."""
+    names = {id(parameter): name for name, parameter in dual.named_parameters()}
+    found: dict[str, int] = {}
+    for groups in (image_groups(dual.visual), text_groups(dual.text)):
+        for depth, group in enumerate(reversed(groups)):
+            found.update({names[id(parameter)]: depth for parameter in _parameters(group)})
+    return found
+
+
 def _timm_groups(visual: Any) -> list[list[Member]]:
     """Timm's own layer groups, then open_clip's head, if it has weights."""
     from timm.models import group_parameters

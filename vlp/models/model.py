@@ -56,8 +56,10 @@ class Model(Settings):
             found.ours.pop("tokenizer", None)
         return found
 
-    def build(self, needs: Iterable[str] = (), heads: Mapping[str, nn.Module] | None = None) -> Dual:
-        """The model with its starting weights, ready to train."""
+    def build(
+        self, needs: Iterable[str] = (), heads: Mapping[str, nn.Module] | None = None, *, start: bool = True
+    ) -> Dual:
+        """The model with its starting weights, ready to train; `start=False` leaves `pretrained` unread."""
         needs = frozenset(needs)
         found = self.find_arch()
         dual = assemble(
@@ -68,11 +70,15 @@ class Model(Settings):
             bias="bias" in needs,
             pretrained_text=self.text is not None,
         )
-        if self.pretrained is not None:
+        if self.pretrained is not None and start:
             pretrained.start(dual, self.pretrained, text=self.text is None)
         dual.set_needs(needs)
-        lock(dual, image=self.lock_image, text=self.lock_text, batchnorm=self.frozen_batchnorm)
+        self.lock(dual)
         if self.grad_checkpointing:
             dual.image_tower.checkpoint_blocks()
             dual.text_tower.checkpoint_blocks()
         return dual
+
+    def lock(self, dual: Dual) -> None:
+        """Lock what this block says is not trained."""
+        lock(dual, image=self.lock_image, text=self.lock_text, batchnorm=self.frozen_batchnorm)

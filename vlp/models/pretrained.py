@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from vlp import checkpoint
 from vlp.models import hf_clip
 from vlp.models.arch import CONFIG_FILE, HF_FILE, OURS_FILE, Arch
 from vlp.models.assemble import Settings, assemble
@@ -111,10 +112,11 @@ def model_folder(path: Path) -> Path:
     for folder in (path, path / "model"):
         if (folder / CONFIG_FILE).is_file() or (folder / HF_FILE).is_file():
             return folder
-    steps = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    saved = sorted(folder for folder in steps.glob("step-*/model") if (folder / WEIGHTS_FILE).is_file())
-    if saved:
-        return saved[-1]
+    saved = checkpoint.newest(path / "checkpoints" if (path / "checkpoints").is_dir() else path)
+    for rejected, reason in saved.rejected:
+        log.warning("passed over %s: %s", rejected, reason)
+    if saved.path is not None:
+        return saved.path / "model"
     if path.is_file():
         return path
     raise ValueError(

@@ -64,7 +64,7 @@ def read_run(folder: Path) -> RunFolder:
 
 
 def _torn(path: Path) -> int:
-    lines = _text(path).splitlines()
+    lines = _text(path).split("\n")
     return sum(bool(line.strip()) for line in lines) - sum(1 for _ in read_lines(path))
 
 

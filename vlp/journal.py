@@ -1,0 +1,131 @@
+"""What a run writes down while it goes: numbers by step, samples left out, seconds by stage, what was evaluated."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlp import checkpoint, dist
+from vlp.duration import Clock
+from vlp.guards import refuse_bad_data
+from vlp.log import Meter, Reporter, SkipLedger, Tracker
+from vlp.state import Progress
+from vlp.types import Batch, Skip
+
+ASIDE = ("save", "evaluate")  # stages that are no part of the pace of training
+
+
+class Journal:
+    """The books of one process; numbers and skips of all ranks come together at every record."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        clock: Clock,
+        start: Progress,
+        known: Iterable[Skip],
+        max_bad_fraction: float,
+        trackers: Iterable[Tracker] = (),
+    ) -> None:
+        main = dist.is_main()
+        self.folder, self.clock, self.max_bad_fraction = folder, clock, max_bad_fraction
+        self.report = Reporter(folder, total=clock.total, start=start.step, main=main, trackers=trackers)
+        self.meter = Meter()
+        self.ledger = SkipLedger(folder / "skips.jsonl" if main else None)
+        self.ledger.counts.update(start.skips)
+        self.ledger.seen = start.step * clock.batch_size
+        self._known, self._epoch = list(known), int(clock.epoch(start.step))
+        self._began = time.perf_counter() - start.seconds
+        self._skips: list[Skip] = []
+        self._notes: Counter[str] = Counter()
+        self._samples = 0
+        self._last: dict[str, Any] = {}
+
+    def seen(self, batch: Batch) -> None:
+        """Take note of a batch that was trained on."""
+        self._skips.extend(batch.skips)
+        self._notes.update(batch.notes)
+        self._samples += len(batch)
+
+    def record(self, done: int, step: Mapping[str, Any], *, scale: float) -> None:
+        """Write the record of step `done`; RuntimeError once too many samples could not be used."""
+        wall, stages = self.meter.lap()
+        pace = max(1e-9, wall - sum(stages.get(stage, 0.0) for stage in ASIDE))
+        samples = self._gather(done)
+        self._last = {
+            "step": done,
+            "samples": done * self.clock.batch_size,
+            "epoch": self.clock.epoch(done),
+            "loss": _mean(step["loss"]),
+            "terms": {name: _mean(term) for name, term in step["terms"].items()},
+            "lr": step["lr"],
+            "scale": scale,
+            "grad_norm": float(step["grad_norm"]),
+            "samples_per_s": samples / pace,
+            "data_wait": stages.get("data wait", 0.0) / pace,
+            "seconds": time.perf_counter() - self._began,
+            "stages": dict(self.meter.seconds),
+            "skipped": self.ledger.total,
+            "notes": dict(self.ledger.notes),
+        }
+        self.report.step(self._last)
+        refuse_bad_data(self.ledger, limit=self.max_bad_fraction, folder=self.folder)
+
+    def _gather(self, done: int) -> int:
+        """Samples since the last record over all ranks; their skips and notes are in the ledger."""
+        samples = self._samples * dist.world()
+        shares = dist.gather_object((self._skips, self._notes))
+        skips = [skip for rank, _ in shares for skip in rank]
+        for _, notes in shares:
+            self.ledger.notes.update(notes)
+        self.ledger.add(skips, step=done, samples=samples)
+        if int(self.clock.epoch(done)) != self._epoch:  # in a new epoch a sample gets a new chance
+            self._epoch, self._known = int(self.clock.epoch(done)), []
+        self._known += skips
+        self._skips, self._notes, self._samples = [], Counter(), 0
+        return samples
+
+    def progress(self, done: int) -> Progress:
+        """Where the run stands, as a checkpoint keeps it."""
+        seconds = time.perf_counter() - self._began
+        return Progress(done, seconds, dict(self.ledger.counts), [list(skip) for skip in self._known])
+
+    def close(self) -> None:
+        if self._last:  # the last save and evaluation came after the record
+            self.report.amend({**self._last, "stages": dict(self.meter.seconds)})
+        self.report.close()
+        self.ledger.close()
+
+
+class Evaluated:
+    """Which evaluation was last done at which step: one that a kill cut short is made up for on the next start."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "evaluated.json"
+        found = checkpoint.read_json(self.path) if dist.is_main() and self.path.is_file() else {}
+        self.steps: dict[str, int] = dict(dist.broadcast_object(found))
+
+    def __contains__(self, item: tuple[int, int]) -> bool:
+        number, step = item
+        return self.steps.get(str(number)) == step
+
+    def add(self, number: int, step: int) -> None:
+        self.steps[str(number)] = step
+        if dist.is_main():
+            partial = self.path.with_suffix(".tmp")
+            partial.write_text(json.dumps(self.steps), encoding="utf-8")
+            partial.replace(self.path)
+
+
+def _mean(value: Tensor) -> float:
+    """The single-process value: ranks hold W times their share."""
+    with torch.no_grad():
+        return float(dist.total(value.detach().float())) / dist.world()
