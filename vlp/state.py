@@ -31,7 +31,7 @@ class Progress(NamedTuple):
     step: int = 0
     seconds: float = 0.0
     skips: Mapping[str, int] = {}  # counts by reason
-    known: Sequence[Sequence[str]] = ()  # samples found bad in this epoch, fields of Skip: they stay skipped in it
+    known: Sequence[Sequence[Any]] = ()  # samples found bad in this epoch, fields of Skip: they stay skipped in it
 
 
 def known_skips(path: Path | None) -> list[Skip]:

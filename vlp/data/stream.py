@@ -138,7 +138,7 @@ class Stream:
                 )
 
     def _read(self, urls: list[str]) -> Iterator[dict[str, Any]]:
-        """Samples of some urls; one that cannot be opened or read on fails. webdataset leaves files open, this does not."""
+        """Samples of some urls; one that cannot be opened or read on fails. Files are closed, unlike in webdataset."""
         from webdataset.gopen import gopen
         from webdataset.tariterators import group_by_keys, tar_file_expander
 
