@@ -29,13 +29,13 @@ Tree = Mapping[str, str]  # path relative to the root, with "/" -> text
 # A module imports from lower layers only. The longest name that fits a module says its layer (docs/design.md).
 LAYERS = {
     **dict.fromkeys(("vlp.types", "vlp.registry", "vlp.dist", "vlp.duration"), 0),
-    **dict.fromkeys(("vlp.config", "vlp.log", "vlp.text", "vlp.kernels", "vlp.metrics"), 1),
+    **dict.fromkeys(("vlp.config", "vlp.log", "vlp.checkpoint", "vlp.text", "vlp.kernels", "vlp.metrics"), 1),
     **dict.fromkeys(("vlp.losses", "vlp.data", "vlp.optim"), 2),
-    **dict.fromkeys(("vlp.models", "vlp.gradcache", "vlp.checkpoint", "vlp.guards", "vlp.requeue", "vlp.report"), 3),
+    **dict.fromkeys(("vlp.models", "vlp.gradcache", "vlp.guards", "vlp.requeue", "vlp.report"), 3),
     **dict.fromkeys(("vlp.feature_cache", "vlp.pictures", "vlp.progress"), 3),
     **dict.fromkeys(("vlp.embed",), 4),
     **dict.fromkeys(("vlp.run", "vlp.adapters"), 5),
-    **dict.fromkeys(("vlp.prepare", "vlp.state", "vlp.trainer", "vlp.search", "vlp.api"), 6),
+    **dict.fromkeys(("vlp.prepare", "vlp.state", "vlp.journal", "vlp.trainer", "vlp.search", "vlp.api"), 6),
     **dict.fromkeys(("eval", "data_tools"), 7),
     **dict.fromkeys(("vlp", "vlp.cli", "vlp.search_cli", "vlp.doctor", "train"), 8),
 }
@@ -43,6 +43,8 @@ LAYERS = {
 BESIDE = {
     ("vlp.trainer", "vlp.state"),
     ("vlp.trainer", "vlp.prepare"),
+    ("vlp.trainer", "vlp.journal"),
+    ("vlp.journal", "vlp.state"),
     ("vlp.state", "vlp.prepare"),
     ("vlp.api", "vlp.search"),
     ("vlp.search", "vlp.api"),
