@@ -39,7 +39,7 @@ format: $(STAMP)  ## let ruff rewrite the sources
 	$(BIN)/ruff format .
 
 bench: $(STAMP)  ## side-by-side measurements against peers, one after the other
-	@for script in bench/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@failed=; for script in $$(grep -l __main__ bench/*.py); do echo "== $$script"; $(BIN)/python $$script || failed="$$failed $$script"; done; [ -z "$$failed" ] || { echo "failed:$$failed"; exit 1; }
 
 clean:  ## remove what runs and tests made; .venv stays
 	rm -rf runs/out .pytest_cache .mypy_cache .ruff_cache

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch.nn.functional import normalize
 
+from vlp import checkpoint
 from vlp.api import VLP, load
 from vlp.models import pretrained
 from vlp.models.model import Model
@@ -20,9 +21,9 @@ NAMES = ["red square", "blue ball", "green leaf", "dog"]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small model with random weights, as a run would save it."""
     torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("run") / "checkpoints" / "step-00000010" / "model"
-    pretrained.save(Model(arch="vlp-nano").build(), path)
-    return path.parents[2]
+    run, dual = tmp_path_factory.mktemp("run"), Model(arch="vlp-nano").build()
+    checkpoint.write(run / "checkpoints", 10, lambda folder: pretrained.save(dual, folder / "model"))
+    return run
 
 
 @pytest.fixture(scope="module")

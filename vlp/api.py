@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import normalize
 
+from vlp.adapters.classifier import LinearClassifier
+from vlp.adapters.task import Task
+from vlp.adapters.zeroshot import ZeroShot
 from vlp.embed import Encoded, Encoder
 from vlp.pictures import Picture
-from vlp.text.templates import checked, checked_names, fill, simple
+from vlp.text.templates import checked, checked_names, simple
 from vlp.types import BadSampleError
 
 
@@ -71,9 +73,12 @@ class VLP:
 
     def embed_classes(self, names: Sequence[str], templates: Sequence[str] | None = None) -> Float[Tensor, "C D"]:
         """Unit-norm mean of each class's prompts, as in CLIP; default: the seven simple templates of open_clip."""
+        return self.classifier(names, templates).weight
+
+    def classifier(self, names: Sequence[str], templates: Sequence[str] | None = None) -> LinearClassifier:
+        """The zero-shot classifier of the classes, over features, at the model's own temperature."""
         prompts = checked(templates) if templates is not None else simple()
-        texts = [fill(template, name) for name in checked_names(names) for template in prompts]
-        return normalize(self.embed_texts(texts).unflatten(0, (len(names), len(prompts))).mean(1), dim=-1)
+        return ZeroShot().fit(self.encoder, Task(checked_names(names), prompts))
 
     def classify(
         self,
@@ -84,11 +89,10 @@ class VLP:
         top: int | None = 5,
     ) -> list[dict[str, float]]:
         """Probabilities of each picture's `top` classes (None: all), highest first; over all names they sum to 1."""
-        classes = checked_names(names)
-        scale = float(self.dual.logit_scale.detach().exp())
-        cosines = self.embed_images(images).double() @ self.embed_classes(classes, templates).double().T
+        classifier = self.classifier(names, templates)
+        classes = classifier.names
         count = len(classes) if top is None else min(max(top, 1), len(classes))
-        best = (scale * cosines).softmax(-1).topk(count, dim=-1)
+        best = classifier(self.embed_images(images)).double().softmax(-1).topk(count, dim=-1)
         return [
             {classes[place]: value for place, value in zip(places, values, strict=True)}
             for places, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)

@@ -11,6 +11,7 @@ import open_clip
 import pytest
 import torch
 
+from vlp import checkpoint
 from vlp.models import pretrained
 from vlp.models.arch import OURS_FILE
 from vlp.models.find import names
@@ -86,7 +87,10 @@ def test_weight_files_of_open_clip(tmp_path: Path, kind: str) -> None:
 
 def test_the_newest_checkpoint_of_a_run_is_taken(tmp_path: Path) -> None:
     for step, seed in ((5, 1), (12, 2)):
-        pretrained.save(make_dual(seed=seed), tmp_path / "run" / "checkpoints" / f"step-{step:08d}" / "model")
+        dual = make_dual(seed=seed)
+        checkpoint.write(
+            tmp_path / "run" / "checkpoints", step, lambda f, dual=dual: pretrained.save(dual, f / "model")
+        )
     (tmp_path / "run" / "checkpoints" / "step-00000020" / "model").mkdir(parents=True)  # cut off while it was written
     found = features(pretrained.load(tmp_path / "run"))
     assert torch.equal(found[0], features(make_dual(seed=2))[0])
