@@ -36,6 +36,7 @@ def test_skips_are_counted_by_reason_and_written_one_by_one(tmp_path: Path) -> N
     written = [json.loads(line) for line in (tmp_path / "skips.jsonl").read_text().splitlines()]
     assert written[2] == {
         "step": 4, "reason": "empty_caption", "source": "a", "shard": "1.tar", "key": "k3", "detail": "blank",
+        "epoch": -1, "position": -1,
     }  # fmt: skip
 
 

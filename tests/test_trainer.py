@@ -273,7 +273,7 @@ def run_file(out: Path, urls: str, **changes: Any) -> Path:
 
 
 def launch(path: Path, *overrides: str, world: int = 1, **options: Any) -> subprocess.CompletedProcess[str]:
-    head = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(world), "--master-port", "0"]
+    head = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
     command = [*(head if world > 1 else [sys.executable]), "train.py", str(path), *overrides]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, **options)

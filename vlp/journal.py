@@ -31,7 +31,6 @@ class Journal:
         *,
         clock: Clock,
         start: Progress,
-        known: Iterable[Skip],
         max_bad_fraction: float,
         trackers: Iterable[Tracker] = (),
     ) -> None:
@@ -42,7 +41,6 @@ class Journal:
         self.ledger = SkipLedger(folder / "skips.jsonl" if main else None)
         self.ledger.counts.update(start.skips)
         self.ledger.seen = start.step * clock.batch_size
-        self._known, self._epoch = list(known), int(clock.epoch(start.step))
         self._began = time.perf_counter() - start.seconds
         self._skips: list[Skip] = []
         self._notes: Counter[str] = Counter()
@@ -87,16 +85,13 @@ class Journal:
         for _, notes in shares:
             self.ledger.notes.update(notes)
         self.ledger.add(skips, step=done, samples=samples)
-        if int(self.clock.epoch(done)) != self._epoch:  # in a new epoch a sample gets a new chance
-            self._epoch, self._known = int(self.clock.epoch(done)), []
-        self._known += skips
         self._skips, self._notes, self._samples = [], Counter(), 0
         return samples
 
     def progress(self, done: int) -> Progress:
         """Where the run stands, as a checkpoint keeps it."""
         seconds = time.perf_counter() - self._began
-        return Progress(done, seconds, dict(self.ledger.counts), [list(skip) for skip in self._known])
+        return Progress(done, seconds, dict(self.ledger.counts))
 
     def close(self) -> None:
         if self._last:  # the last save and evaluation came after the record

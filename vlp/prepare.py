@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +18,6 @@ from vlp.models.dual import Dual
 from vlp.models.freeze import depths
 from vlp.optim import Rate
 from vlp.run import Run
-from vlp.types import Skip
 
 
 class Prepared(NamedTuple):
@@ -35,7 +34,7 @@ class Prepared(NamedTuple):
     optimizer: Any  # Accelerate's wrapper of adamw: it knows of the gradient scaler
 
 
-def prepare(run: Run, accelerator: Accelerator, *, known: Iterable[Skip] = (), start: bool = True) -> Prepared:
+def prepare(run: Run, accelerator: Accelerator, *, start: bool = True) -> Prepared:
     """Everything of `run` but its state; the weights at the start are a function of the seed alone.
 
     start: False where a checkpoint follows, which needs no `model.pretrained`.
@@ -48,7 +47,7 @@ def prepare(run: Run, accelerator: Accelerator, *, known: Iterable[Skip] = (), s
         run.model.lock(dual)  # again: what was held in eval mode are other modules now
     dual.to(accelerator.device)
     refuse_batch_statistics(dual, micro_batch=run.micro_batch, device=accelerator.device.type)
-    feed = feed_of(run, dual, known=known)
+    feed = feed_of(run, dual)
     clock = clock_of(run, feed)
     companions = {name: part.build(dual) for name, part in named_companions(run.companions).items()}
     adamw = run.optim.build(dual, depths=depths(dual))
@@ -73,7 +72,7 @@ def dual_of(run: Run, objective: Objective, *, start: bool = True) -> Dual:
     return dual
 
 
-def feed_of(run: Run, dual: Dual, *, known: Iterable[Skip] = ()) -> Feed:
+def feed_of(run: Run, dual: Dual) -> Feed:
     """This rank's batches, read as the model wants them."""
     transform: Any = dual.transform
     return Feed(
@@ -83,7 +82,6 @@ def feed_of(run: Run, dual: Dual, *, known: Iterable[Skip] = ()) -> Feed:
         seed=run.seed,
         rank=dist.rank(),
         world=dist.world(),
-        known=known,
     )
 
 

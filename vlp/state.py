@@ -15,7 +15,6 @@ from vlp.log import flatten, host_facts
 from vlp.models import pretrained
 from vlp.prepare import Prepared
 from vlp.run import Run
-from vlp.types import Skip
 
 # Settings that say how a run is watched or where it computes, not what it computes: free to differ on resume.
 FREE = (
@@ -31,12 +30,6 @@ class Progress(NamedTuple):
     step: int = 0
     seconds: float = 0.0
     skips: Mapping[str, int] = {}  # counts by reason
-    known: Sequence[Sequence[Any]] = ()  # samples found bad in this epoch, fields of Skip: they stay skipped in it
-
-
-def known_skips(path: Path | None) -> list[Skip]:
-    """The samples that a checkpoint knows to be bad; none without a checkpoint."""
-    return [Skip(*fields) for fields in checkpoint.read_json(path / "state.json")["known"]] if path else []
 
 
 class State:
@@ -87,7 +80,7 @@ class State:
             companion.load_state_dict(checkpoint.load_tensors(file))
         if self.scaler is not None and saved.get("scaler"):
             self.scaler.load_state_dict(saved["scaler"])
-        return Progress(int(saved["step"]), float(saved["seconds"]), saved["skips"], saved["known"])
+        return Progress(int(saved["step"]), float(saved["seconds"]), saved["skips"])
 
     def _refuse_change(self, path: Path, saved: Mapping[str, Any]) -> None:
         lines = differences(

@@ -62,8 +62,7 @@ class Trainer:
         torch.set_num_threads(run.torch_threads(dist.world()))
         fresh = checkpoint.Found(None, [])
         self.found = checkpoint.newest(run.folder / "checkpoints") if run.resume == "auto" else fresh
-        self.known = state.known_skips(self.found.path)
-        self.parts = parts = prepare(run, self.accelerator, known=self.known, start=self.found.path is None)
+        self.parts = parts = prepare(run, self.accelerator, start=self.found.path is None)
         self.dual, self.model, self.optimizer, self.feed = parts.dual, parts.model, parts.optimizer, parts.feed
         self.objective, self.companions, self.clock = parts.objective, parts.companions, parts.clock
         for evaluator in self.evaluators:
@@ -94,7 +93,6 @@ class Trainer:
             self.run.folder,
             clock=self.clock,
             start=progress,
-            known=self.known,
             max_bad_fraction=self.run.data.max_bad_fraction,
             trackers=self.accelerator.trackers if self.run.log.trackers else (),
         )

@@ -24,7 +24,7 @@ from vlp.types import UNLABELLED, Batch
 SIZE = 16
 
 
-def feed(sources: Any, *, seed: int = 0, rank: int = 0, world: int = 1, known: Any = (), **settings: Any) -> Feed:
+def feed(sources: Any, *, seed: int = 0, rank: int = 0, world: int = 1, **settings: Any) -> Feed:
     sources = [{"name": "shards", "urls": str(sources)}] if isinstance(sources, Path) else sources
     data = Data.model_validate({"sources": sources, "workers": 0, "window": 2, **settings})
     return Feed(
@@ -34,7 +34,6 @@ def feed(sources: Any, *, seed: int = 0, rank: int = 0, world: int = 1, known: A
         seed=seed,
         rank=rank,
         world=world,
-        known=known,  # type: ignore[arg-type]
     )
 
 
@@ -161,14 +160,12 @@ def test_bad_samples_leave_slots_and_are_named(tmp_path: Path) -> None:
     assert [same(batch, good.batch(step)) for step, batch in enumerate(batches)] == [True] * 3
 
 
-def test_known_bad_samples_stay_skipped(tmp_path: Path) -> None:
-    it = feed(bad_set(tmp_path), batch_size=24)
-    skips = it.batch(0).skips
-    bad_set(tmp_path / "again")
-    write_tar(tmp_path / "again" / "shard-000.tar", samples(0, 24))
-    sources = [{"name": "shards", "urls": str(tmp_path / "again"), "title": it.source_names[0]}]
-    assert not feed(sources, batch_size=24).batch(0).skips
-    assert set(feed(sources, batch_size=24, known=skips).batch(0).skips) == set(skips)
+def test_sources_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    sources = [{"name": "shards", "urls": str(bad_set(tmp_path / name / "train"))} for name in ("a", "b")]
+    it = feed(sources, batch_size=48, streams=1)
+    assert it.source_names == ("train", "train (1)")
+    found = {(skip.source, skip.shard, skip.key) for step in range(2) for skip in it.batch(step).skips}
+    assert Counter(source for source, _, _ in found) == {"train": 4, "train (1)": 4}
 
 
 def test_a_shard_that_goes_away_is_skips_not_a_crash(folder: Path) -> None:
@@ -270,6 +267,23 @@ def test_a_stream_in_a_mixture(folder: Path) -> None:
     for batch in batches:
         assert batch.valid.float().mean() > 0.7
         assert len(set(batch.label.tolist())) == 8
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_shards_that_a_stream_cannot_read_are_skips_of_the_batch(workers: int, folder: Path) -> None:
+    damaged = folder / "shard-001.tar"
+    damaged.write_bytes(damaged.read_bytes()[:5000])
+    urls = [str(folder / f"shard-00{number}.tar") for number in (0, 1, 7)]
+    source = {"name": "webdataset", "urls": urls, "samples_per_epoch": 10, "shuffle": 0}
+    batches = list(feed([source], batch_size=6, workers=workers).batches(0, 4))
+    skips = [skip for batch in batches for skip in batch.skips]
+    assert {(skip.reason, skip.source, skip.shard, skip.key) for skip in skips} == {
+        ("unreadable_shard", "webdataset", urls[1], ""),
+        ("unreadable_shard", "webdataset", urls[2], ""),
+    }
+    assert all("Error" in skip.detail for skip in skips)
+    assert 2 <= len(skips) <= 6, "each failure once, not once a batch"
+    assert all(bool(batch.valid.all()) for batch in batches)
 
 
 class Stuck(Letters):

@@ -6,6 +6,7 @@ import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -221,6 +222,57 @@ def test_a_stale_side_index_is_made_again(tmp_path: Path) -> None:
     later = os.stat(shard_index.index_path(path)).st_mtime_ns + 10**9
     os.utime(path, ns=(later, later))
     assert "999999" in list(shard_index.read_or_build(path).keys()), "same size, newer change"
+
+
+def test_a_shard_of_equal_size_and_older_time_is_not_taken_for_the_old_one(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", samples(0, 4))
+    shard_index.read_or_build(path)
+    path.write_bytes(_checksummed(path.read_bytes().replace(b"000002.", b"999999.")))
+    os.utime(path, ns=(10**18, 10**18))  # as a download with the server's time
+    with pytest.raises(DataError, match="equal size and other bytes"):
+        shard_index.read(path)
+    assert "999999" in list(shard_index.read_or_build(path).keys())
+    assert "999999" in list(shard_index.read(path).keys()), "written again"
+
+
+def test_a_side_index_survives_a_copy_and_an_older_one_is_made_again(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", samples(0, 4))
+    side = shard_index.write(path, shard_index.build(path))
+    current = side.read_bytes()
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in (path, side):
+        (copy / file.name).write_bytes(file.read_bytes())
+    assert shard_index.fresh(copy / "a.tar") is not None
+    side.write_bytes(current.replace(b"index 2", b"index 1", 1))
+    assert len(shard_index.read_or_build(path)) == 4
+    assert side.read_bytes() == current
+
+
+@pytest.mark.parametrize("change", ["large member", "small member", "name", "time"])
+def test_the_content_hash_follows_what_a_tar_holds_and_not_its_place(change: str, tmp_path: Path) -> None:
+    def content(name: str, first: str, text: bytes, picture: bytes, time: int) -> str:
+        with tarfile.open(tmp_path / name, "w") as tar:
+            add(tar, "0.jpg", bytes(200_000))  # so that what differs lies in neither end of the file
+            add(tar, first, text)
+            member = tarfile.TarInfo("1.jpg")
+            member.size, member.mtime = len(picture), time
+            tar.addfile(member, io.BytesIO(picture))
+            add(tar, "2.jpg", bytes(200_000))
+        os.utime(tmp_path / name, ns=(time, time))
+        built = shard_index.build(tmp_path / name)
+        assert built.damage is None
+        return built.content
+
+    was: dict[str, Any] = {"first": "1.json", "text": b"a cat", "picture": bytes(9000), "time": 7}
+    other: dict[str, dict[str, Any]] = {
+        "large member": {"picture": bytes(8990) + b"0123456789"},
+        "small member": {"text": b"a dog"},
+        "name": {"first": "9.json"},
+        "time": {"time": 8},
+    }
+    assert content("a.tar", **was) == content("b.tar", **was)
+    assert content("a.tar", **was) != content("c.tar", **{**was, **other[change]})
 
 
 def _checksummed(raw: bytes) -> bytes:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -56,7 +58,7 @@ def test_manifest_gives_counts_without_reading_tars(folder: Path, monkeypatch: p
     monkeypatch.setattr(shard_index, "read_or_build", lambda *a, **k: pytest.fail("an index was read"))
     records = open_records(str(folder))
     assert records.sizes.tolist() == [5, 0, 8, 3]
-    assert records.facts[0].sha256
+    assert records.facts[0].digest
 
 
 def describe(folder: Path) -> None:
@@ -90,8 +92,12 @@ def test_fingerprint_follows_content_not_place(folder: Path, tmp_path: Path) -> 
     first = open_records(str(folder)).fingerprint
     folder.rename(tmp_path / "moved")
     assert open_records(str(tmp_path / "moved")).fingerprint == first
-    write_tar(tmp_path / "moved" / "shard-003.tar", samples(13, 17))
-    assert open_records(str(tmp_path / "moved")).fingerprint != first
+    for path in (tmp_path / "moved").iterdir():
+        os.utime(path, ns=(10**18, 10**18))
+    assert open_records(str(tmp_path / "moved")).fingerprint == first, "no time of the shard's file is in it"
+    other = [(name, raw.replace(b"number", b"rebmun")) for name, raw in samples(13, 16)]
+    write_tar(tmp_path / "moved" / "shard-003.tar", other)
+    assert open_records(str(tmp_path / "moved")).fingerprint != first, "as many samples and bytes as before"
 
 
 def test_damaged_shards_stop_or_are_kept(folder: Path) -> None:
@@ -261,6 +267,49 @@ def test_a_remote_manifest_and_its_hashes(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="its sha256 is"):
         records[5]
     fs.rm("/other", recursive=True)
+
+
+@pytest.mark.parametrize("described", [False, True])
+def test_an_evicted_shard_is_verified_when_it_comes_again(described: bool, folder: Path, tmp_path: Path) -> None:
+    import fsspec
+
+    if described:
+        describe(folder)
+    fs = fsspec.filesystem("memory")
+    home, cache = f"/again{described}", tmp_path / "cache"
+    for path in folder.iterdir():
+        fs.pipe_file(f"{home}/{path.name}", path.read_bytes())
+    records = open_remote(f"memory:/{home}/shard-002.tar", cache)
+
+    def evict() -> None:
+        for path in cache.glob("*.tar"):
+            path.unlink()
+        records.reader.close()
+
+    assert records[0].key == "000005"
+    evict()
+    assert records[2].key == "000007", "fetched again, in spite of what was known of its place"
+    raw = fs.cat_file(f"{home}/shard-002.tar")
+    fs.pipe_file(f"{home}/shard-002.tar", raw.replace(b"number 12", b"number 99"))
+    evict()
+    with pytest.raises(DataError, match="its sha256 is" if described else "came anew with other bytes"):
+        records[3]
+    fs.rm(home, recursive=True)
+
+
+def test_the_cache_is_not_asked_for_every_sample(memory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = open_remote(f"{memory}/shard-00{{0,2}}.tar", tmp_path / "cache")
+    asked: list[str] = []
+    real = ShardCache.local
+
+    def local(self: ShardCache, url: str, **known: Any) -> Path:
+        asked.append(url)
+        return real(self, url, **known)
+
+    monkeypatch.setattr(ShardCache, "local", local)
+    for i in range(13):
+        assert records[i].key == f"{i:06d}"
+    assert len(asked) == 2
 
 
 def test_settings_are_checked_with_their_path(folder: Path) -> None:

@@ -49,6 +49,17 @@ def test_fields_in_order_with_fallbacks() -> None:
     assert texts(Captions(fields=("txt",)), txt=b"\xef\xbb\xbfwith mark") == ["with mark"]
 
 
+def test_items_of_a_list_that_are_no_texts_are_noted() -> None:
+    def notes(record: Any) -> tuple[str, ...]:
+        item = prepare(sample(record), captions=Captions(), preprocess=PREPROCESS, limits=Limits(max_caption_bytes=16))
+        return item.notes
+
+    assert notes({"captions": ["one", None, 3]}) == ("caption_not_text",)
+    assert notes({"caption": [1], "captions": ["a sixteen and more"]}) == ("caption_not_text", "caption_cut")
+    assert notes({"captions": {"en": "a cat", "words": 2}}) == ("caption_not_text",)
+    assert notes({"captions": ["one", ""], "caption": 3}) == ()
+
+
 def test_languages() -> None:
     record = {"texts": {"en": "a cat", "zh": "一只猫"}}
     assert texts(Captions(fields=("texts",)), record) == ["a cat", "一只猫"]

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import itertools
 import json
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -96,6 +98,66 @@ def test_a_folder_with_a_table(tmp_path: Path) -> None:
     records = open_records({"name": "folder", "path": str(tmp_path)})
     assert [row(records, i)["caption"] for i in range(len(records))] == ["three", "one"]
     assert records.notes == {"row_without_picture": 1, "picture_without_row": 1}
+
+
+def fingerprint(**source: str) -> str:
+    return open_records(source).fingerprint  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("end", ["csv", "parquet"])
+def test_the_fingerprint_of_a_table_follows_its_bytes_and_its_pictures(end: str, tmp_path: Path) -> None:
+    write_pictures(tmp_path, ["1.png", "2.png", "3.png"])
+    path = tmp_path / f"t.{end}"
+
+    def write(first: str, caption: str = "one") -> str:
+        names, captions = [first, "3.png", "none.png"], [caption, "two", "three"]
+        if end == "parquet":
+            held = pa.array([{"bytes": None, "path": name} for name in names])
+            pq.write_table(pa.table({"image": held, "caption": captions}), path)
+        else:
+            path.write_text("image,caption\n" + "".join(f"{n},{c}\n" for n, c in zip(names, captions)))
+        return fingerprint(name="csv", path=str(path))
+
+    first = write("1.png")
+    assert write("2.png") != first, "another picture, as many bytes"
+    assert write("1.png", "eno") != first
+    assert write("1.png") == first
+    overwrite(tmp_path / "2.png")
+    assert write("1.png") == first, "a picture that the table does not name"
+    overwrite(tmp_path / "3.png")
+    assert write("1.png") != first
+
+
+def overwrite(path: Path) -> None:
+    """The same size, other content, a later time."""
+    later = path.stat().st_mtime_ns + 10**6
+    path.write_bytes(path.read_bytes()[::-1])
+    os.utime(path, ns=(later, later))
+
+
+def test_a_table_of_bytes_names_its_column(tmp_path: Path) -> None:
+    columns = {name: [picture(i + shift) for i in range(2)] for name, shift in (("large", 0), ("small", 5))}
+    pq.write_table(pa.table({**columns, "caption": ["a", "b"]}), tmp_path / "t.parquet")
+    prints = {fingerprint(name="csv", path=str(tmp_path / "t.parquet"), image=name) for name in columns}
+    assert len(prints) == 2
+
+
+@pytest.mark.parametrize("layout", ["texts", "table", "classes"])
+def test_the_fingerprint_of_a_folder_follows_its_files(layout: str, tmp_path: Path) -> None:
+    write_pictures(tmp_path, ["x/1.png", "x/2.png"])
+    for name in ("x/1.txt", "x/2.txt"):
+        (tmp_path / name).write_text("a cat")
+    (tmp_path / "captions.csv").write_text("file_name,caption\nx/1.png,cat\nx/2.png,dog\n")
+    source = {"name": "folder", "path": str(tmp_path), "layout": layout}
+    seen = [fingerprint(**source)]
+    assert fingerprint(**source) == seen[0]
+    overwrite(tmp_path / "x" / "2.png")
+    seen.append(fingerprint(**source))
+    overwrite(tmp_path / "x" / "1.txt")
+    seen.append(fingerprint(**source))
+    (tmp_path / "captions.csv").write_text("file_name,caption\nx/1.png,dog\nx/2.png,cat\n")
+    seen.append(fingerprint(**source))
+    assert [a != b for a, b in itertools.pairwise(seen)] == [True, layout == "texts", layout == "table"]
 
 
 def test_class_folders(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,14 +16,14 @@ from vlp.data.settings import Data
 from vlp.data.sources import digest
 from vlp.data.stream import Stream
 from vlp.data.transforms import Preprocess
-from vlp.types import Batch, Skip, Tokenizer
+from vlp.types import Batch, Tokenizer
 
 
 class Feed:
     """The batches of a run: local batch `rank` of `world` at any step, [N / W] pairs.
 
     The ranks' batches one behind the other are the same global batch for every `world` that divides the streams, and
-    for every number of workers. `known` are slots found bad before (source, epoch, position): they stay so, unread.
+    for every number of workers.
     """
 
     def __init__(
@@ -35,11 +35,10 @@ class Feed:
         seed: int,
         rank: int = 0,
         world: int = 1,
-        known: Iterable[Skip] = (),
     ) -> None:
         self.data, self.tokenizer, self.preprocess = data, tokenizer, preprocess
         self.plan = Plan(data, seed=seed, rank=rank, world=world)
-        self.server = Server(self.plan, tokenizer=tokenizer, preprocess=preprocess, known=known)
+        self.server = Server(self.plan, tokenizer=tokenizer, preprocess=preprocess)
 
     @property
     def num_samples(self) -> int:

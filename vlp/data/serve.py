@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 from vlp.data.collate import collate
@@ -33,9 +32,8 @@ class Made(NamedTuple):
 class Server:
     """`server[step]` is the local batch of a step: a map-style data set whose items are whole batches."""
 
-    def __init__(self, plan: Plan, *, tokenizer: Tokenizer, preprocess: Preprocess, known: Iterable[Skip] = ()) -> None:
+    def __init__(self, plan: Plan, *, tokenizer: Tokenizer, preprocess: Preprocess) -> None:
         self.plan, self.tokenizer, self.preprocess = plan, tokenizer, preprocess
-        self.known = {(skip.source, skip.epoch, skip.position): skip for skip in known}
         self.stages: list[tuple[Captions | None, Labels | None]] = [
             (part.caption_stage(), part.label_stage(records.classes)) for part, records in zip(plan.parts, plan.records)
         ]
@@ -43,8 +41,12 @@ class Server:
     def __getitem__(self, step: int) -> Batch:
         slots = self.plan.slots(step)
         made = self.make(step)
-        streams = [records for records in self.plan.records if isinstance(records, Stream)]
-        failures = [skip for stream in streams for skip in stream.drain()]
+        failures = [
+            skip._replace(source=name)
+            for name, records in zip(self.plan.names, self.plan.records)
+            if isinstance(records, Stream)
+            for skip in records.drain()
+        ]
         return collate(
             [slot.item for slot in made],
             tokenizer=self.tokenizer,
@@ -70,8 +72,6 @@ class Server:
             if isinstance(records, Stream):
                 sample = records.next()
                 place, index = (-1, -1), sample.index  # it comes once, here
-            elif skip := self.known.get((source, *place)):
-                return Made(None, self._unlabelled(number, index), f"{skip.shard}:{skip.key}", skip)
             else:
                 sample = records.read(index)
             shard, key = sample.shard, sample.key

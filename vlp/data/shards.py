@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections import OrderedDict
@@ -114,8 +115,9 @@ class TarRecords(Finite):
         path, until = self._files.get(number, (None, 0.0))
         if path is None or time.monotonic() > until:
             path = self._local(number)
-            if self._by_index(number) and ends(path) != self.index(number).ends:
-                raise DataError(f"{self.urls[number]}: it came anew with other bytes than it was opened with")
+            with contextlib.suppress(OSError):  # evicted by another process a moment ago: the reader will say so
+                if self._by_index(number) and ends(path) != self.index(number).ends:
+                    raise DataError(f"{self.urls[number]}: it came anew with other bytes than it was opened with")
             self._files[number] = path, time.monotonic() + _TOUCH
         return path
 

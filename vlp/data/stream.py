@@ -143,27 +143,31 @@ class Stream:
         from webdataset.tariterators import group_by_keys, tar_file_expander
 
         for url in urls:
-            failed = functools.partial(self._failed, url)
+            failed = functools.partial(self._failed, url, set())
             try:
                 opened = gopen(url)
             except OSError as error:
-                failed(error)
+                failed("unreadable_shard", error)
                 continue
             try:
-                files = tar_file_expander([{"url": url, "stream": opened}], handler=failed)
-                for sample in group_by_keys(files, handler=failed):
+                files = tar_file_expander(
+                    [{"url": url, "stream": opened}], handler=functools.partial(failed, "unreadable_shard")
+                )
+                for sample in group_by_keys(files, handler=functools.partial(failed, "bad_member")):
                     if sample and "__key__" in sample:  # webdataset 1.0 ends every shard with an empty dict
                         yield sample
             finally:
                 with contextlib.suppress(OSError):  # a pipe that was not read to its end
                     opened.close()
 
-    def _failed(self, url: str, error: Exception) -> bool:
-        """Counts a failure, keeps it for the next batch, and goes on."""
-        reason = type(error).__name__
-        self.notes[reason] = self.notes.get(reason, 0) + 1
-        detail = f"{reason}: {error.args[0] if error.args else error}"
-        self.failures.append(Skip("unreadable_shard", self.source.shown(), url, "", detail))
+    def _failed(self, url: str, told: set[str], reason: str, error: Exception) -> bool:
+        """Keeps a failure for the next batch and goes on; webdataset tells of one damage up to twice."""
+        if reason not in told:
+            told.add(reason)
+            kind = type(error).__name__
+            self.notes[kind] = self.notes.get(kind, 0) + 1
+            detail = f"{kind}: {error.args[0] if error.args else error}".partition(" @ <")[0]
+            self.failures.append(Skip(reason, self.source.shown(), url, "", detail))
         return True
 
 
