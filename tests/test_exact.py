@@ -138,7 +138,13 @@ def alone(batch: Batch, arch: str, settings: dict[str, Any]) -> dict[str, Tensor
     return found(whole(dual, batch), dual)
 
 
-@pytest.mark.parametrize("kind", ["everywhere", "none on one", "pictures without captions"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "everywhere",
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("none on one", "pictures without captions")),
+    ],
+)
 def test_two_processes_equal_one(spawn: Any, make_batch: Any, archs: dict[str, str], kind: str) -> None:
     parts = halves(make_batch, kind)
     assert parts[0].text.shape[2] != parts[1].text.shape[2]

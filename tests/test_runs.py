@@ -31,6 +31,7 @@ def urls(tmp_path_factory: pytest.TempPathFactory) -> str:
     return make_shards(tmp_path_factory.mktemp("shards"))
 
 
+@pytest.mark.slow
 def test_bf16_is_near_fp32_and_resumes_bit_for_bit(tmp_path: Path, urls: str) -> None:
     make(tmp_path / "full", urls).train()
     seen: list[torch.dtype] = []
@@ -60,20 +61,19 @@ def test_bf16_gradcache_is_near_the_whole_batch(tmp_path: Path, urls: str) -> No
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile on CPU needs C++")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # dynamo looks at it on whatever a block is given
 def test_compiled_equals_plain_without_a_new_graph_for_every_batch(tmp_path: Path, urls: str) -> None:
     from torch._dynamo.utils import counters
 
     make(tmp_path / "plain", urls, "duration=8steps").train()
     torch._dynamo.reset()
     counters.clear()
-    trainer = make(tmp_path / "compiled", urls, "duration=3steps", compile=True)
-    trainer.train()
+    make(tmp_path / "compiled", urls, "duration=3steps", compile=True).train()
     graphs = counters["stats"]["unique_graphs"]
     assert 1 <= graphs <= 4  # pictures, texts, a single text, a dummy text
     assert not counters["graph_break"]
-    make(tmp_path / "longer", urls, "duration=8steps", "schedule.name=constant", compile=True).train()
-    assert counters["stats"]["unique_graphs"] <= 4
     make(tmp_path / "same", urls, "duration=8steps", compile=True).train()
+    assert counters["stats"]["unique_graphs"] <= 4
     assert losses(tmp_path / "same") == pytest.approx(losses(tmp_path / "plain"), rel=1e-4)
     assert not any("_orig_mod" in name for name in final_weights(tmp_path / "compiled"))
     torch._dynamo.reset()

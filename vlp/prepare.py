@@ -51,7 +51,9 @@ def prepare(run: Run, accelerator: Accelerator, *, start: bool = True) -> Prepar
     clock = clock_of(run, feed)
     companions = {name: part.build(dual) for name, part in named_companions(run.companions).items()}
     adamw = run.optim.build(dual, depths=depths(dual))
-    model, optimizer = accelerator.prepare(torch.compile(dual) if run.compile else dual, adamw)
+    if run.compile:
+        compile_blocks(dual)
+    model, optimizer = accelerator.prepare(dual, adamw)
     return Prepared(objective, dual, model, feed, clock, run.schedule.bind(clock), companions, adamw, optimizer)
 
 
@@ -63,6 +65,16 @@ def named_companions(parts: Sequence[Any]) -> dict[str, Any]:
         number = 1 + sum(name.partition(".")[0] == kind for name in named)
         named[kind if number == 1 else f"{kind}.{number}"] = part
     return named
+
+
+def compile_blocks(dual: Dual) -> None:
+    """Compile each block of both towers in place: parameters keep their names.
+
+    The whole model would be compiled anew for every batch, since its text is cut into groups by length. All blocks of
+    a kind share one graph; sizes are symbolic, so that the graph does not depend on which batch came first.
+    """
+    for block in [*dual.image_blocks, *dual.text_blocks]:
+        block.compile(dynamic=True)
 
 
 def dual_of(run: Run, objective: Objective, *, start: bool = True) -> Dual:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
 from torch import nn
 
 from vlp import checkpoint, config, dist, gradcache, state
@@ -48,6 +49,7 @@ class Trainer:
         self.run, self.evaluators = run, list(evaluators)
         refuse_absent_trackers(run.log.trackers)
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        AcceleratorState._reset_state(reset_partial_state=dist.world() == 1)  # or a second run must be like the first
         self.accelerator = Accelerator(
             mixed_precision=run.precision,
             cpu=run.device == "cpu" or not torch.cuda.is_available(),

@@ -18,6 +18,8 @@ from vlp.data.stream import Stream
 from vlp.data.transforms import Preprocess
 from vlp.types import Batch, Tokenizer
 
+LEAVE_SECONDS = 300  # that a worker stays after SIGTERM, if nobody ends it
+
 
 class Feed:
     """The batches of a run: local batch `rank` of `world` at any step, [N / W] pairs.
@@ -149,9 +151,14 @@ def _start_worker(worker: int) -> None:
     for name in ("SIGUSR1", "SIGUSR2"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _second_time)
+    signal.signal(signal.SIGTERM, _told_to_leave)
 
 
-def _second_time(number: int, frame: Any) -> None:
-    """A first SIGTERM may be a scheduler's to the whole job: the run still finishes its step. A second one ends it."""
-    signal.signal(number, signal.SIG_DFL)
+def _told_to_leave(number: int, frame: Any) -> None:
+    """A scheduler tells the whole job and the launcher tells it again, while the run finishes its step and saves.
+
+    So no SIGTERM ends a worker, or its run would fail in the middle of that; SIGALRM does, if it is still there later.
+    """
+    signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        signal.alarm(LEAVE_SECONDS)

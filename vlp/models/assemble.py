@@ -46,6 +46,8 @@ def assemble(
     init_bias = config.get("init_logit_bias") if settings.init_bias is None else settings.init_bias
     if init_bias is None and bias:
         init_bias = SIGLIP_BIAS
+    if init_bias is not None:  # or open_clip would make a model without one, and refuse the weights
+        config = {**config, "init_logit_bias": float(init_bias)}
     default_scale = config.get("init_logit_scale", math.log(1 / 0.07))
     dual = Dual(
         modules.visual,
