@@ -8,9 +8,11 @@ DATA=${1:-scenes}
 if [ "$DATA" = scenes ]; then
   OUT=runs/out/demo
   "$VLP" data scenes "$OUT/data" --split train --count 16000 --seed 1 --workers 2
+  "$VLP" data scenes "$OUT/data" --split validation --count 500 --seed 4 --exclude "$OUT/data/train"
   "$VLP" data scenes "$OUT/data" --split test --count 1000 --seed 2 --exclude "$OUT/data/train"
   "$VLP" data scenes "$OUT/data" --split labelled --variant labelled --count 1000 --seed 3
-  for SPLIT in train test labelled; do "$VLP" data verify "$OUT/data/$SPLIT"; done
+  "$VLP" data verify "$OUT/data/test" --unique-captions --disjoint "$OUT/data/train"
+  for SPLIT in train validation labelled; do "$VLP" data verify "$OUT/data/$SPLIT"; done
   "$VLP" doctor configs/train/scenes.yaml
   "$VLP" train configs/train/scenes.yaml
   TEST="$OUT/data/test/*.tar" QUERY="a large red star left of a blue circle" MORE="on a night sky" SHOWN=scenes-test

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -53,7 +54,9 @@ def prepare(run: Run, accelerator: Accelerator, *, start: bool = True) -> Prepar
     adamw = run.optim.build(dual, depths=depths(dual))
     if run.compile:
         compile_blocks(dual)
-    model, optimizer = accelerator.prepare(dual, adamw)
+    with warnings.catch_warnings():  # Accelerate 1.15 still calls it by the name that torch 2.15 deprecates
+        warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
+        model, optimizer = accelerator.prepare(dual, adamw)
     return Prepared(objective, dual, model, feed, clock, run.schedule.bind(clock), companions, adamw, optimizer)
 
 
