@@ -15,6 +15,7 @@ help:  ## show this list
 
 $(STAMP): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "no $(PYTHON): install Python 3.11 or later, or set PYTHON=python3.x"; exit 1; }
+	@echo "installing into $(VENV): a few minutes, about 6 GB (torch brings its GPU libraries)"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'

@@ -136,6 +136,11 @@ def test_a_finished_run_started_again_does_nothing(straight: Path, urls: str) ->
     assert losses(straight) == before
 
 
+def test_never_resume_refuses_a_folder_with_checkpoints(straight: Path, urls: str) -> None:
+    with pytest.raises(ValueError, match="holds step-00000010 of an earlier run"):
+        make(straight, urls, "resume=never")
+
+
 def test_changed_settings_are_refused_with_their_paths(straight: Path, urls: str) -> None:
     with pytest.raises(checkpoint.CheckpointError, match=r"optim\.lr: 0\.001 in the checkpoint, 0\.002 now"):
         make(straight, urls, "optim.lr=2e-3").train()

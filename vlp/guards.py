@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vlp import dist
+from vlp import checkpoint, dist
 from vlp.log import SkipLedger
 
 
@@ -37,6 +37,15 @@ def refuse_bad_data(ledger: SkipLedger, *, limit: float, folder: Path) -> None:
         raise RuntimeError(
             f"{ledger.total} of {ledger.seen} samples could not be used ({ledger.summary()}), more than "
             f"data.max_bad_fraction={limit}; see {folder / 'skips.jsonl'}, then `vlp data verify` the shards"
+        )
+
+
+def refuse_other_checkpoints(root: Path, *, resume: str) -> None:
+    """ValueError for checkpoints where none are wanted: among them the new ones would be taken for the oldest."""
+    if resume == "never" and (found := checkpoint.listed(root)):
+        raise ValueError(
+            f"{root} holds {found[-1].name} of an earlier run, but resume is never; give this run another name, or "
+            f"remove {root.parent}"
         )
 
 

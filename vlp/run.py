@@ -68,7 +68,7 @@ class Run(Part):
     save: Save = Save()
     evals: tuple[Evaluation, ...] = ()
     log: Logging = Logging()
-    resume: Literal["auto", "never"] = "auto"
+    resume: Literal["auto", "never"] = Field("auto", description="never: refuse a folder that holds checkpoints")
     allow_change: tuple[str, ...] = Field((), description="dotted keys that may differ from the checkpoint's")
 
     @model_validator(mode="after")

@@ -93,7 +93,7 @@ class State:
             raise checkpoint.CheckpointError(
                 f"{path} belongs to another run:\n  "
                 + "\n  ".join(lines)
-                + "\nGive the run another name, set resume=never, or allow a change with allow_change=[KEY]"
+                + "\nGive the run another name, or let a change pass with allow_change=[KEY]"
             )
 
 

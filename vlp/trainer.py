@@ -15,7 +15,7 @@ from torch import nn
 
 from vlp import checkpoint, config, dist, gradcache, state
 from vlp.duration import Duration
-from vlp.guards import leave_no_trace, refuse_absent_trackers
+from vlp.guards import leave_no_trace, refuse_absent_trackers, refuse_other_checkpoints
 from vlp.journal import Evaluated, Journal
 from vlp.log import console, host_facts
 from vlp.losses.objective import Objective
@@ -62,8 +62,8 @@ class Trainer:
         if run.expect_world is not None:
             dist.expect(run.expect_world)
         torch.set_num_threads(run.torch_threads(dist.world()))
-        fresh = checkpoint.Found(None, [])
-        self.found = checkpoint.newest(run.folder / "checkpoints") if run.resume == "auto" else fresh
+        refuse_other_checkpoints(run.folder / "checkpoints", resume=run.resume)
+        self.found = checkpoint.newest(run.folder / "checkpoints")
         self.parts = parts = prepare(run, self.accelerator, start=self.found.path is None)
         self.dual, self.model, self.optimizer, self.feed = parts.dual, parts.model, parts.optimizer, parts.feed
         self.objective, self.companions, self.clock = parts.objective, parts.companions, parts.clock
