@@ -153,6 +153,7 @@ def read_row(shard: Path, digest: str) -> Row | None:
 
 def write_shard(shard: Path, items: Iterable[Record | Reject], *, digest: str, start: int, stop: int) -> Row:
     """One shard and its row from the items of its range; every item is written or is a counted skip."""
+    _sweep(shard)
     skips: list[Reject] = []
     fields: set[str] = set()
     with ShardWriter(shard) as writer:
@@ -166,6 +167,13 @@ def write_shard(shard: Path, items: Iterable[Record | Reject], *, digest: str, s
     row_path(shard).parent.mkdir(exist_ok=True)
     write_atomic(row_path(shard), row.to_json())
     return row
+
+
+def _sweep(shard: Path) -> None:
+    """Remove what a killed writer of this shard left half written."""
+    for place in (shard, row_path(shard)):
+        for leftover in place.parent.glob(f".{place.name}.*tmp"):
+            leftover.unlink(missing_ok=True)
 
 
 def _records(items: Iterable[Record | Reject], skips: list[Reject]) -> Iterator[Record]:
