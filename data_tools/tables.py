@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from data_tools.write import Reject, digest_of
 from vlp.data.schema import DataError, file_sha256
+from vlp.registry import nearest
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 Quoting = Literal["minimal", "none"]
@@ -237,7 +238,12 @@ class Datasets:
 def _open_datasets(path: str, split: str) -> Any:
     import datasets
 
-    data = datasets.load_from_disk(path) if Path(path).is_dir() else datasets.load_dataset(path, split=split)
+    try:
+        data = datasets.load_from_disk(path) if Path(path).is_dir() else datasets.load_dataset(path, split=split)
+    except Exception as error:  # of the hub's client, of many kinds
+        near = nearest(path, [entry.name for entry in Path().iterdir()])
+        why = f"{type(error).__name__}: {error}"
+        raise DataError(f'no folder, table or data set of the hub "{path}" (in {Path.cwd()}){near}\n{why}') from error
     if isinstance(data, datasets.DatasetDict):
         if split not in data:
             raise DataError(f"{path}: no split {split}; it has {', '.join(data)}")

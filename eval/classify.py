@@ -24,7 +24,8 @@ SHOWN_PAIRS, SHOWN_EXAMPLES = 20, 4
 class Classification(BenchmarkPart):
     """Accuracy on pictures with one class each.
 
-    `names`: the class names in label order or a file with them; `templates`: a set's name, a file, or the templates.
+    `names`: the class names, in label order where labels are numbers, or a file with them; a picture whose label is
+    none of them is left out and counted. `templates`: a set's name, a file, or the templates.
     What is given here is used; only what is not given is taken from the data set's folder, and then `photo`.
     """
 

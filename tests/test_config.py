@@ -52,6 +52,8 @@ def test_overrides_reach_lists_and_new_mappings() -> None:
     assert values == {"a": [{"b": 1}, {"b": 5e-4}], "c": {"d": {"e": [1, "x"]}}, "f": "no"}
     with pytest.raises(config.ConfigError, match="no item of a list of 2"):
         config.apply_overrides({"a": [1, 2]}, ["a.2=3"])
+    with pytest.raises(config.ConfigError, match=r'list "a" is not set; give it whole: a=\[\{\.\.\.\}\]'):
+        config.apply_overrides({}, ["a.0.b=1"])
     with pytest.raises(config.ConfigError, match="key=value"):
         config.apply_overrides({}, ["lonely"])
 

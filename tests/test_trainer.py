@@ -183,6 +183,35 @@ def test_too_many_bad_samples_stop_the_run_with_counts(tmp_path: Path) -> None:
         make(tmp_path, urls, "duration=1epochs").train()
 
 
+def test_a_run_without_one_usable_sample_ends_at_its_first_record(tmp_path: Path, urls: str) -> None:
+    with pytest.raises(RuntimeError, match=r"none of 8 samples could be used \(no_caption 8\).*captions\.fields"):
+        make(tmp_path, urls, "data.sources.0.captions.fields=[title]").train()
+
+
+def test_a_fault_ends_the_loader_with_the_run(tmp_path: Path, urls: str) -> None:
+    import multiprocessing
+
+    def measure(dual: Any, done: int) -> dict[str, float]:
+        raise IndexError("anything")
+
+    plan = _span(Evaluator("2steps", measure))  # type: ignore[arg-type]
+    with pytest.raises(IndexError, match="anything"):
+        make(tmp_path, urls, "data.workers=1", "duration=2000steps", evaluators=[plan]).train()
+    assert not multiprocessing.active_children()
+
+
+def test_a_tokenizer_too_large_for_the_tower_is_refused(tmp_path: Path, urls: str) -> None:
+    import json
+
+    from vlp.models.find import find
+
+    small = find("vlp-nano").config
+    small["text_cfg"]["vocab_size"] = 400
+    (tmp_path / "small.json").write_text(json.dumps(small))
+    with pytest.raises(ValueError, match="has 49408 ids, the text tower embeddings for 400"):
+        make(tmp_path, urls, model={"arch": str(tmp_path / "small.json")})
+
+
 def test_a_limit_of_bad_samples_is_a_share_of_the_run_also_after_a_resume(tmp_path: Path) -> None:
     broken = {i: {"jpg": b"no"} for i in range(0, 400, 100)}
     urls = make_shards(tmp_path / "data", samples=400, broken=broken)

@@ -77,6 +77,8 @@ class VLP:
 
     def classifier(self, names: Sequence[str], templates: Sequence[str] | None = None) -> LinearClassifier:
         """The zero-shot classifier of the classes, over features, at the model's own temperature."""
+        if isinstance(names, str):
+            raise ValueError(f'names is the text "{names}"; give a list of class names')
         prompts = checked(templates) if templates is not None else simple()
         return ZeroShot().fit(self.encoder, Task(checked_names(names), prompts))
 

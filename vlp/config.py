@@ -108,7 +108,11 @@ def _assign(target: Any, path: list[str], value: Any, whole: str) -> None:
         last = position == len(path) - 1
         if isinstance(target, list):
             if not name.isdigit() or int(name) >= len(target):
-                raise ConfigError(f'override "{whole}": "{name}" is no item of a list of {len(target)} (0-based)')
+                whole_list = ".".join(path[:position])
+                raise ConfigError(
+                    f'override "{whole}": "{name}" is no item of a list of {len(target)} (0-based); '
+                    f"give the list whole: {whole_list}=[...]"
+                )
             if last:
                 target[int(name)] = value
             else:
@@ -116,8 +120,10 @@ def _assign(target: Any, path: list[str], value: Any, whole: str) -> None:
         elif isinstance(target, dict):
             if last:
                 target[name] = value
-            else:
-                target = target.setdefault(name, {})
+                continue
+            if name not in target and path[position + 1].isdigit():
+                raise ConfigError(f'override "{whole}": the list "{name}" is not set; give it whole: {name}=[{{...}}]')
+            target = target.setdefault(name, {})
         else:
             raise ConfigError(f'override "{whole}": "{path[position - 1]}" holds {target!r}, which has no fields')
 

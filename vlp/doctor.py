@@ -81,7 +81,8 @@ def _data(run: Run, feed: Feed) -> Iterator[Finding]:
 def _first_batch(run: Run, feed: Feed, batch: Batch) -> Iterator[Finding]:
     bad = sum(bool(key) for key, valid in zip(batch.keys, batch.valid.tolist(), strict=True) if not valid)
     reasons = "; ".join(f"{skip.reason}: {skip.shard} {skip.key}" for skip in batch.skips[:3])
-    yield Finding("ok" if not bad else "look", "unreadable", f"{bad} of {len(batch)} slots. {reasons}")
+    unusable: Mark = "stop" if bad and not batch.valid.any() else "look"
+    yield Finding("ok" if not bad else unusable, "unreadable", f"{bad} of {len(batch)} slots. {reasons}")
     slots = feed.slot_captions(0)
     texts = [text for slot in slots for text in slot]
     lengths, context = feed.tokenizer.lengths(texts), feed.tokenizer.context

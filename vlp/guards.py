@@ -32,11 +32,29 @@ def refuse_batch_statistics(dual: nn.Module, *, micro_batch: int | None, device:
 
 
 def refuse_bad_data(ledger: SkipLedger, *, limit: float, folder: Path) -> None:
-    """RuntimeError with the counts by reason once more than `limit` of the samples seen could not be used."""
+    """RuntimeError with the counts by reason once more than `limit` of the samples seen could not be used.
+
+    It waits for 100 samples, lest one bad picture end a run, unless none at all could be used.
+    """
+    if 0 < ledger.seen <= ledger.total:
+        raise RuntimeError(
+            f"none of {ledger.seen} samples could be used ({ledger.summary()}); see {folder / 'skips.jsonl'}. "
+            "With no_caption, name the fields that hold captions: data.sources.0.captions.fields=[...]"
+        )
     if ledger.seen >= 100 and ledger.total > limit * ledger.seen:
         raise RuntimeError(
             f"{ledger.total} of {ledger.seen} samples could not be used ({ledger.summary()}), more than "
             f"data.max_bad_fraction={limit}; see {folder / 'skips.jsonl'}, then `vlp data verify` the shards"
+        )
+
+
+def refuse_large_vocabulary(text: nn.Module, vocab_size: int) -> None:
+    """ValueError if the tokenizer has ids that the text tower has no embedding for."""
+    tables = [module.num_embeddings for module in text.modules() if isinstance(module, nn.Embedding)]
+    if tables and vocab_size > max(tables):
+        raise ValueError(
+            f"the tokenizer has {vocab_size} ids, the text tower embeddings for {max(tables)}; name the tokenizer that "
+            "belongs to the tower (model.tokenizer), or set vocab_size in the text_cfg of the architecture's file"
         )
 
 

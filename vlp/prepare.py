@@ -13,7 +13,7 @@ from torch import nn
 from vlp import dist
 from vlp.data.feed import Feed
 from vlp.duration import Clock
-from vlp.guards import refuse_batch_statistics
+from vlp.guards import refuse_batch_statistics, refuse_large_vocabulary
 from vlp.losses.objective import Objective
 from vlp.models.dual import Dual
 from vlp.models.freeze import depths
@@ -83,6 +83,7 @@ def compile_blocks(dual: Dual) -> None:
 def dual_of(run: Run, objective: Objective, *, start: bool = True) -> Dual:
     """The model with the heads that its losses ask for."""
     dual = run.model.build(needs=objective.needs, start=start)
+    refuse_large_vocabulary(dual.text, dual.tokenizer.vocab_size)
     dual.heads.update(objective.heads(dual))
     return dual
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -119,6 +119,13 @@ class Trainer:
             self._settle(progress.step)
         self._bad_steps = self._overflows = 0
         batches = self.feed.batches(progress.step, total)
+        try:
+            return self._steps(progress, batches, stop)
+        finally:
+            batches.close()  # ends the loader's workers, whatever happened; the interpreter would wait for them
+
+    def _steps(self, progress: Progress, batches: Generator[Batch], stop: list[str]) -> Progress:
+        total = self.clock.total
         for step in range(progress.step, total):
             with self.journal.meter.time("data wait"):
                 batch = next(batches)

@@ -90,7 +90,7 @@ def test_what_cannot_be_loaded_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"cannot load path .*broken\.json"):
         HuggingFace(path=str(tmp_path / "broken.json")).build()
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="cannot load path"):
+    with pytest.raises(ValueError, match="holds no tokenizer"):
         HuggingFace(path=str(tmp_path / "empty")).build()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import torch
@@ -85,7 +85,7 @@ class Feed:
         """The captions of every slot of the local batch of a step, as text; none for a slot without a sample."""
         return [list(slot.item.captions) if slot.item else [] for slot in self.server.make(step)]
 
-    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+    def batches(self, start: int, stop: int) -> Generator[Batch]:
         """Local batches of steps start..stop, made ahead by `data.workers` processes."""
         for records in self.plan.records:
             if isinstance(records, Stream):
@@ -94,7 +94,7 @@ class Feed:
             return (self.batch(step) for step in range(start, stop))
         return self._parallel(start, stop)
 
-    def _parallel(self, start: int, stop: int) -> Iterator[Batch]:
+    def _parallel(self, start: int, stop: int) -> Generator[Batch]:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork
         loader: DataLoader[Batch] = DataLoader(
             self.server,  # type: ignore[arg-type]  # it has __getitem__, which is all that a sampler needs

@@ -27,9 +27,9 @@ class InfoNCE(Loss):
     captions. `impl` and `block` choose how it is computed, never the value.
     """
 
-    label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0)
-    image_to_text: float = Field(default=0.5, ge=0.0, le=1.0)
-    temperature: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
+    label_smoothing: float = Field(0.0, ge=0.0, lt=1.0, description="share of the target spread over all columns")
+    image_to_text: float = Field(0.5, ge=0.0, le=1.0, description="weight of that direction; the other has the rest")
+    temperature: float | None = Field(None, gt=0.0, allow_inf_nan=False, description="in place of the learned scale")
     impl: Impl = "auto"
     block: Block = None
 

@@ -24,7 +24,7 @@ class Sigmoid(Loss):
     and work in blocks of rows; the values are the same.
     """
 
-    temperature: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
+    temperature: float | None = Field(None, gt=0.0, allow_inf_nan=False, description="in place of the learned scale")
     impl: Impl = "auto"
     block: Block = None
 

@@ -50,6 +50,9 @@ class Model(Settings):
         """The architecture with this block's changes."""
         found = find(self.arch) if self.arch else pretrained.arch_of(str(self.pretrained))
         found = found.override(image_size=self.image_size, context=self.context)
+        if self.tokenizer is not None and self.text is None and "hf_model_name" not in found.config["text_cfg"]:
+            vocab_size = self.tokenizer.build().vocab_size
+            found.config["text_cfg"] = {**found.config["text_cfg"], "vocab_size": vocab_size}
         if self.text is not None:
             found.config["text_cfg"] = self.text.open_clip_cfg(found.config["text_cfg"], self.context)
             found.ours = {**found.ours, "text": self.text.model_dump(mode="json")}

@@ -70,10 +70,18 @@ class HuggingFaceTokenizer(CutTokenizer):
         return self.part.model_copy(update={"path": _FOLDER})
 
 
+FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+
+
 def _load(part: HuggingFace, base: Path | None) -> Any:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     path = resolve_path(part.path, base)
+    if path.is_dir() and not any((path / name).is_file() for name in FILES):
+        raise ValueError(
+            f'tokenizer huggingface: the folder "{part.path}" holds no tokenizer (none of {", ".join(FILES)}); '
+            "name one: model.tokenizer={name: ..., ...}"
+        )
     try:
         if path.is_file():
             inner = PreTrainedTokenizerFast(tokenizer_file=str(path))
