@@ -342,3 +342,21 @@ def test_sigterm_saves_and_asks_to_be_requeued(tmp_path: Path, urls: str, straig
     done = checkpoint.newest(tmp_path / "t" / "checkpoints").path
     assert done is not None
     assert checkpoint.step_of(done) == len(losses(tmp_path))
+
+
+def test_a_tokenizer_trained_on_the_shards_is_what_the_run_uses(tmp_path: Path, urls: str) -> None:
+    from vlp.cli import main
+    from vlp.text import TOKENIZERS
+
+    words = tmp_path / "words.model"
+    with pytest.raises(SystemExit) as ended:
+        main(["tokenizer", "train", urls, str(words), "--vocab-size", "340", "--kind", "bpe"])
+    assert not ended.value.code
+    tokenizer = {"name": "sentencepiece", "path": str(words)}
+    trainer = make(tmp_path, urls, "duration=2steps", model={"arch": "vlp-nano", "tokenizer": tokenizer})
+    assert trainer.dual.embed(torch.zeros(1, 1, dtype=torch.long)).shape[-1] == 64
+    assert trainer.dual.text.token_embedding.num_embeddings == 340
+    assert trainer.dual.tokenizer.context == trainer.dual.context == 32 < TOKENIZERS.build(tokenizer).context
+    trainer.train()
+    again = pretrained.load(tmp_path / "t")
+    assert again.tokenizer.encode(["a red square"]) == trainer.dual.tokenizer.encode(["a red square"])

@@ -106,7 +106,7 @@ def losses() -> None:
 def tokenizer_train(
     shards: Annotated[str, typer.Argument(help="shards to read captions from: glob, braces or a::b list")],
     out: Annotated[Path, typer.Argument(help="file to write, e.g. runs/out/words.model")],
-    vocab_size: Annotated[int, typer.Option(help="pieces in the vocabulary, at least 300")] = 8000,
+    vocab_size: Annotated[int, typer.Option(help="pieces in the vocabulary, bytes and characters included")] = 8000,
     fields: Annotated[
         str, typer.Option(help="caption fields, comma between them; all texts of the first found")
     ] = "caption",

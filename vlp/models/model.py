@@ -68,7 +68,7 @@ class Model(Settings):
         dual = assemble(
             found,
             self,
-            tokenizer=self.tokenizer,
+            tokenizer=self._tokenizer(found),
             heads=heads,
             bias="bias" in needs,
             pretrained_text=self.text is not None,
@@ -81,6 +81,13 @@ class Model(Settings):
             dual.image_tower.checkpoint_blocks()
             dual.text_tower.checkpoint_blocks()
         return dual
+
+    def _tokenizer(self, found: Arch) -> TokenizerPart | None:
+        """The tokenizer asked for, its texts cut to what the tower has positions for."""
+        if self.tokenizer is None:
+            return None
+        positions = int(found.config["text_cfg"].get("context_length", self.tokenizer.context))
+        return self.tokenizer.model_copy(update={"context": min(self.tokenizer.context, positions)})
 
     def lock(self, dual: Dual) -> None:
         """Lock what this block says is not trained."""

@@ -52,7 +52,7 @@ def train_sentencepiece(
     except RuntimeError as error:
         raise ValueError(
             f"cannot train {vocab_size} pieces on {lines.count} captions with text: {error}; "
-            "with few captions ask for a smaller vocab_size (at least 300: bytes and characters)"
+            "ask for a smaller vocab_size, give more captions, or use --kind bpe"
         ) from error
     if not lines.count:
         raise ValueError("cannot train a tokenizer: no caption with text was given")
