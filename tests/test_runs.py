@@ -128,7 +128,7 @@ def test_an_absent_tracker_is_refused(tmp_path: Path, urls: str, monkeypatch: py
 
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "tensorboard" else real(name, *a))
-    with pytest.raises(ValueError, match=r"log\.trackers: tensorboard is not installed.*vlp\[tracking\]"):
+    with pytest.raises(ValueError, match=r"log\.trackers: tensorboard is not installed.*\.\[tracking\]"):
         make(tmp_path, urls, log={"every": "1steps", "trackers": ["tensorboard"]})
 
 

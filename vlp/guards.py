@@ -71,7 +71,9 @@ def refuse_absent_trackers(names: Sequence[str]) -> None:
     """ValueError for a tracker that is not installed: Accelerate would leave it out without a word."""
     for name in names:
         if importlib.util.find_spec(name) is None:
-            raise ValueError(f"log.trackers: {name} is not installed; `pip install 'vlp[tracking]'` or leave it out")
+            raise ValueError(
+                f"log.trackers: {name} is not installed; `pip install -e '.[tracking]'` here, or leave it out"
+            )
 
 
 @contextmanager

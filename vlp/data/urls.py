@@ -53,7 +53,7 @@ def remote_fs(url: str) -> tuple[Any, str]:
     try:
         fs, path = fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:
-        raise DataError(f"{url}: {error}; drivers for http and s3 come with `pip install vlp[remote]`") from None
+        raise DataError(f"{url}: {error}; drivers for http and s3 come with `pip install -e '.[remote]'`") from None
     return fs, path
 
 
