@@ -157,13 +157,13 @@ class Trainer:
         record = {"loss": value.total, "terms": value.terms, "lr": rate, "grad_norm": norm}
         if self._healthy(step, record, batch):
             self.optimizer.step()
-            self._follow(step)
+            self._follow(step, batch)
         elif self.accelerator.scaler is not None:
             self.accelerator.scaler.update()  # or the next clipping would find its gradients unscaled already
         self.optimizer.zero_grad(set_to_none=True)
         return record
 
-    def _follow(self, step: int) -> None:
+    def _follow(self, step: int, batch: Batch) -> None:
         """What comes after the optimizer's step, unless the gradient scaler left it out."""
         if self.optimizer.step_was_skipped:
             self._overflows += 1
@@ -173,7 +173,7 @@ class Trainer:
         self._overflows = 0
         self.dual.clamp_scale()
         for companion in self.companions.values():
-            companion.after_step(self.dual, step=step + 1)
+            companion.after_step(self.dual, step=step + 1, batch=batch)
 
     def _backward(self, step: int, batch: Batch) -> Objective.Value:
         if self.run.micro_batch and self.run.micro_batch < len(batch):

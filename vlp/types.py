@@ -63,13 +63,15 @@ class Batch:
     label: Tensor  # long [B]; equal labels are positives
     source: Tensor  # long [B]; index of the mixture's source
     extra: Mapping[str, Tensor] = field(default_factory=dict)  # columns a part asked for, batch dimension first
+    memory: Mapping[str, Tensor] = field(default_factory=dict)  # what companions hold that has no batch dimension: queues
     keys: tuple[str, ...] = ()  # "shard:key" of every slot, for messages; empty string for an empty slot
     skips: tuple[Skip, ...] = ()  # samples found bad while this batch was made
     notes: tuple[str, ...] = ()  # what was done to samples that stayed, one word each time: "caption_cut"
 
     def to(self, device: torch.device | str, *, non_blocking: bool = True) -> Batch:
         """The same batch with every tensor on `device`."""
-        return self._map(lambda t: t.to(device, non_blocking=non_blocking))
+        memory = {name: t.to(device, non_blocking=non_blocking) for name, t in self.memory.items()}
+        return replace(self._map(lambda t: t.to(device, non_blocking=non_blocking)), memory=memory)
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory (called by DataLoader's pin thread)."""
@@ -87,6 +89,10 @@ class Batch:
     def _map(self, fn: Any) -> Batch:
         tensors = {name: fn(getattr(self, name)) for name in _BATCH_TENSORS}
         return replace(self, **tensors, extra={name: fn(value) for name, value in self.extra.items()})
+
+    def plus(self, extra: Mapping[str, Tensor], memory: Mapping[str, Tensor] | None = None) -> Batch:
+        """The same batch with more columns, and more of what has no batch dimension."""
+        return replace(self, extra={**self.extra, **extra}, memory={**self.memory, **(memory or {})})
 
 
 _BATCH_TENSORS = ("image", "text", "token_mask", "caption_mask", "valid", "label", "source")
@@ -161,12 +167,13 @@ class Head(Protocol):
 class Companion(Protocol):
     """Memory of a run beside the model: momentum copy, queue, teacher, moving average.
 
-    `before_step` only reads its memory and fills `batch.extra`; `after_step` is where memory changes: some batches are
-    passed through and thrown away. One that averages weights has `applied(model)`, a `with` block that swaps them in.
+    `before_step` only reads its memory and fills `batch.extra` (rows) and `batch.memory` (queues and the like);
+    `after_step`, which gets the batch that `before_step` filled, is where memory changes: some batches are passed through
+    and thrown away. One that averages weights has `applied(model)`, a `with` block that swaps them in.
     """
 
     def before_step(self, batch: Batch, model: nn.Module) -> Batch: ...
-    def after_step(self, model: nn.Module, *, step: int) -> None: ...
+    def after_step(self, model: nn.Module, *, step: int, batch: Batch) -> None: ...
     def state_dict(self) -> dict[str, Tensor]: ...
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
 

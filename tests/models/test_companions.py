@@ -17,7 +17,7 @@ def test_the_average_is_the_loop_by_hand() -> None:
     for step in range(1, 6):
         dual.logit_scale.data += 1.0
         by_hand = 0.9 * by_hand + 0.1 * dual.logit_scale.item()
-        ema.after_step(dual, step=step)
+        ema.after_step(dual, step=step, batch=None)
     assert ema.averages["logit_scale"].item() == pytest.approx(by_hand)
 
 
@@ -26,9 +26,9 @@ def test_ramp_and_every() -> None:
     ema = Ema(decay=0.99, every=2).build(dual)
     start = dual.logit_scale.item()
     dual.logit_scale.data += 1.0
-    ema.after_step(dual, step=1)
+    ema.after_step(dual, step=1, batch=None)
     assert ema.averages["logit_scale"].item() == start
-    ema.after_step(dual, step=2)
+    ema.after_step(dual, step=2, batch=None)
     assert ema.averages["logit_scale"].item() == pytest.approx(start + 1 - 2 / 11)
 
 
@@ -53,7 +53,7 @@ def test_locked_weights_are_not_kept_twice_and_state_comes_back() -> None:
     ema = Ema().build(dual)
     assert not any(name.startswith("visual.") for name in ema.averages)
     dual.logit_scale.data += 1
-    ema.after_step(dual, step=1)
+    ema.after_step(dual, step=1, batch=None)
     again = Ema().build(dual)
     again.load_state_dict(ema.state_dict())
     assert int(again.updates) == 1

@@ -38,3 +38,11 @@ class Loss(Part):
     def __call__(self, features: Features, batch: Batch) -> dict[str, Tensor]:
         """Scalar terms by name, without `weight`."""
         raise NotImplementedError
+
+
+def column(batch: Batch, name: str, *, advice: str) -> Tensor:
+    """`batch.extra[name]`, or of `batch.memory`; ValueError with the advice if nobody made it."""
+    for place in (batch.extra, batch.memory):
+        if name in place:
+            return place[name]
+    raise ValueError(f'no column "{name}" in the batch: {advice}')

@@ -37,7 +37,7 @@ class EmaState:
         return batch
 
     @torch.no_grad()
-    def after_step(self, model: nn.Module, *, step: int) -> None:
+    def after_step(self, model: nn.Module, *, step: int, batch: Batch) -> None:
         """One update after every `every`-th step; `step` counts finished steps."""
         if step % self.settings.every:
             return

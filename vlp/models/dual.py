@@ -32,6 +32,7 @@ class Towers(NamedTuple):
     image_hidden: Tensor | None  # [B, P, width], when a loss needs "image_hidden"
     text_hidden: Tensor | None  # [B, K, T, width], when a loss needs "text_hidden"
     dual: Dual
+    memo: dict[str, Any]  # what heads share within this forward: the towers' outputs for extra views
 
 
 class Dual(nn.Module):
@@ -176,7 +177,7 @@ class Dual(nn.Module):
         if "image_tokens" not in self.needs:
             features = features._replace(image_tokens=None)
         extra: dict[str, Tensor] = {}
-        towers = Towers(features, image.hidden, text.hidden, self)
+        towers = Towers(features, image.hidden, text.hidden, self, {})
         for head in self.heads.values():
             extra.update(head(batch, towers))
         if "text_tokens" not in self.needs:
