@@ -7,6 +7,7 @@ import json
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -42,6 +43,20 @@ def samples(start: int, stop: int) -> list[tuple[str, bytes]]:
         text = json.dumps({"caption": f"picture number {i}", "book": f"book {i % 7}"})
         members += [(f"{i:06d}.png", picture(i)), (f"{i:06d}.json", text.encode())]
     return members
+
+
+def npy(array: Any) -> bytes:
+    """An array as a `.npy` member."""
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+def npz(**arrays: Any) -> bytes:
+    """Arrays as a `.npz` member."""
+    stream = io.BytesIO()
+    np.savez_compressed(stream, **arrays)
+    return stream.getvalue()
 
 
 def write_shards(folder: Path, sizes: Iterable[int]) -> list[Path]:

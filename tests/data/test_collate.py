@@ -73,3 +73,42 @@ def test_extra_columns_are_stacked_with_zeros_for_empty_slots() -> None:
 def test_a_picture_of_another_size_is_named() -> None:
     with pytest.raises(ValueError, match=r"s:1: picture \[3, 4, 6\], the batch holds \[3, 8, 8\]"):
         collate([item(1, ["a"])], tokenizer=TOKENIZER, captions=1, size=(8, 8))
+
+
+def test_a_batch_without_a_sample_has_every_column_that_is_known() -> None:
+    blank = {"box": torch.zeros(2), "views": torch.zeros(1, 3, 4, 6, dtype=torch.uint8)}
+    empty = collate([None, None], tokenizer=TOKENIZER, captions=1, size=(4, 6), negatives=2, blank=blank)
+    assert {name: (value.shape, value.dtype) for name, value in empty.extra.items()} == {
+        "box": ((2, 2), torch.float32),
+        "views": ((2, 1, 3, 4, 6), torch.uint8),
+        "negative_text": ((2, 2, 8), torch.long),
+        "negative_mask": ((2, 2, 8), torch.bool),
+    }
+    assert not any(value.any() for value in empty.extra.values())
+    with pytest.raises(ValueError, match='column "box" is missing in s:1'):
+        collate([item(1, ["a"])], tokenizer=TOKENIZER, captions=1, size=(4, 6), blank=blank)
+
+
+def test_negatives_are_tokenised_with_the_captions_and_padded_on_their_own() -> None:
+    calls = []
+
+    class Counting:
+        context, vocab_size, pad, fingerprint = 77, 49408, 0, "counting"
+
+        def encode(self, texts: list[str]) -> list[list[int]]:
+            calls.append(list(texts))
+            return TOKENIZER.encode(texts)
+
+    long = "a much longer false caption with more words in it"
+    items = [item(1, ["a cat", "two"])._replace(negatives=("two", long, "beyond M")), None, item(3, ["a dog"])]
+    batch = collate(items, tokenizer=Counting(), captions=2, size=(4, 6), negatives=2)  # type: ignore[arg-type]
+    assert calls == [["a cat", "two", "a dog", "two", long]], "one call"
+    text, mask = batch.extra["negative_text"], batch.extra["negative_mask"]
+    assert batch.text.shape == (3, 2, 8)
+    assert text.shape == mask.shape == (3, 2, 16)
+    ids = TOKENIZER.encode([long])[0]
+    assert text[0, 1][mask[0, 1]].tolist() == ids
+    assert mask.any(dim=2).tolist() == [[False, True], [False, False], [False, False]], "a caption is no negative"
+    assert not text[~mask].any()
+    assert batch.notes == ("negative_is_caption",)
+    assert "negative_text" not in collate(items, tokenizer=TOKENIZER, captions=2, size=(4, 6)).extra

@@ -21,12 +21,18 @@ def collate(
     sources: Sequence[int] | None = None,
     keys: Sequence[str] | None = None,
     skips: Sequence[Skip] = (),
+    negatives: int = 0,
+    blank: Mapping[str, Tensor] | None = None,
     round_to: int = 8,
 ) -> Batch:
     """A batch with K = `captions` slots a picture; None makes a slot with `valid = False` and zeros.
 
     `labels` are the final ones (class + source offset); without them an item's own label is taken, and one that is
     unique in this batch where it has none. T is the longest caption rounded up to `round_to`, at most the context.
+
+    With M = `negatives` above 0, extra has `negative_text` long [B, M, T'] and `negative_mask` bool [B, M, T'], True up
+    to the end token; one whose ids are those of a caption of its picture is left out. `blank` has the zeros of one slot
+    for every column, so that a batch without any sample has them too.
     """
     valid = torch.tensor([item is not None for item in items], dtype=torch.bool)
     image = torch.zeros(len(items), 3, *size, dtype=torch.uint8)
@@ -35,7 +41,15 @@ def collate(
             if item.image.shape != image.shape[1:]:
                 raise ValueError(f"{item.key}: picture {list(item.image.shape)}, the batch holds {[3, *size]}")
             image[slot] = item.image
-    text, token_mask, caption_mask = _tokenize(items, tokenizer, captions, round_to)
+    said, denied = _encode(items, tokenizer, captions, negatives)
+    denied, notes = _unlike(denied, said)
+    text, token_mask = _padded(said, (len(items), captions), tokenizer, round_to)
+    caption_mask = torch.zeros(len(items), captions, dtype=torch.bool)
+    for place in said:
+        caption_mask[place] = True
+    extra = dict(_columns(items, blank or {}))
+    if negatives:
+        extra["negative_text"], extra["negative_mask"] = _padded(denied, (len(items), negatives), tokenizer, round_to)
     if labels is None:
         labels = [_own_label(item, slot) for slot, item in enumerate(items)]
     return Batch(
@@ -46,48 +60,58 @@ def collate(
         valid=valid,
         label=torch.tensor(labels, dtype=torch.long),
         source=torch.tensor([0] * len(items) if sources is None else sources, dtype=torch.long),
-        extra=_columns(items),
+        extra=extra,
         keys=tuple(keys) if keys is not None else tuple("" if item is None else item.key for item in items),
         skips=tuple(skips),
-        notes=tuple(note for item in items if item for note in item.notes),
+        notes=(*(note for item in items if item for note in item.notes), *notes),
     )
 
 
-def _tokenize(
-    items: Sequence[Item | None], tokenizer: Tokenizer, captions: int, round_to: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    places = [
-        (slot, number, caption)
-        for slot, item in enumerate(items)
-        if item is not None
-        for number, caption in enumerate(item.captions[:captions])
-    ]
-    rows = tokenizer.encode([caption for _, _, caption in places])
-    longest = max((len(ids) for ids in rows), default=1)
+Rows = dict[tuple[int, int], list[int]]  # (slot, number in it) -> ids
+
+
+def _encode(items: Sequence[Item | None], tokenizer: Tokenizer, captions: int, negatives: int) -> tuple[Rows, Rows]:
+    """Ids of the captions and of the false captions, by their places."""
+    present = [(slot, item) for slot, item in enumerate(items) if item is not None]
+    said = {(slot, k): text for slot, item in present for k, text in enumerate(item.captions[:captions])}
+    denied = {(slot, m): text for slot, item in present for m, text in enumerate(item.negatives[:negatives])}
+    rows = tokenizer.encode([*said.values(), *denied.values()])
+    return dict(zip(said, rows)), dict(zip(denied, rows[len(said) :]))
+
+
+def _unlike(denied: Rows, said: Rows) -> tuple[Rows, list[str]]:
+    """The false captions without those that, once cut, are a caption of their picture; a note for each of these."""
+    truths: dict[int, list[list[int]]] = {}
+    for (slot, _), ids in said.items():
+        truths.setdefault(slot, []).append(ids)
+    kept = {place: ids for place, ids in denied.items() if ids not in truths[place[0]]}
+    return kept, ["negative_is_caption"] * (len(denied) - len(kept))
+
+
+def _padded(rows: Rows, shape: tuple[int, int], tokenizer: Tokenizer, round_to: int) -> tuple[Tensor, Tensor]:
+    """Ids and mask [*shape, T]; T is the longest row rounded up to `round_to`, at most the context."""
+    longest = max((len(ids) for ids in rows.values()), default=1)
     length = min(-(-longest // round_to) * round_to, tokenizer.context)
-    text = torch.full((len(items), captions, length), tokenizer.pad, dtype=torch.long)
-    token_mask = torch.zeros(len(items), captions, length, dtype=torch.bool)
-    caption_mask = torch.zeros(len(items), captions, dtype=torch.bool)
-    for (slot, number, _), ids in zip(places, rows):
+    text = torch.full((*shape, length), tokenizer.pad, dtype=torch.long)
+    mask = torch.zeros(*shape, length, dtype=torch.bool)
+    for (slot, number), ids in rows.items():
         text[slot, number, : len(ids)] = torch.tensor(ids, dtype=torch.long)
-        token_mask[slot, number, : len(ids)] = True
-        caption_mask[slot, number] = True
-    return text, token_mask, caption_mask
+        mask[slot, number, : len(ids)] = True
+    return text, mask
 
 
 def _own_label(item: Item | None, slot: int) -> int:
     return UNLABELLED + slot if item is None or item.label is None else item.label
 
 
-def _columns(items: Sequence[Item | None]) -> Mapping[str, Tensor]:
-    """Extra columns that any item has: zeros where an item is missing; all items of a batch need the same ones."""
+def _columns(items: Sequence[Item | None], blank: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The columns of `blank` and any that an item has: zeros where an item is missing; all items need the same ones."""
     present = [item for item in items if item is not None]
-    names = sorted({name for item in present for name in item.extra})
+    zeros = {name: torch.zeros_like(value) for item in present[:1] for name, value in item.extra.items()} | dict(blank)
     columns = {}
-    for name in names:
+    for name in sorted({*zeros, *(name for item in present for name in item.extra)}):
         lacking = [item.key for item in present if name not in item.extra]
         if lacking:
             raise ValueError(f'column "{name}" is missing in {lacking[0]} and {len(lacking) - 1} more of this batch')
-        zero = torch.zeros_like(present[0].extra[name])
-        columns[name] = torch.stack([zero if item is None else item.extra[name] for item in items])
+        columns[name] = torch.stack([zeros[name] if item is None else item.extra[name] for item in items])
     return columns

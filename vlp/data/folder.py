@@ -12,10 +12,10 @@ import numpy as np
 from pydantic import Field
 
 from vlp.data.content import stamps
+from vlp.data.fields import IMAGE_MEMBERS
 from vlp.data.remote import ShardCache
 from vlp.data.schema import DataError, file_sha256
 from vlp.data.sources import Fact, Finite, Source, digest
-from vlp.data.stages import IMAGE_MEMBERS
 from vlp.data.table import Rows, read_rows
 from vlp.types import BadSampleError, Sample
 

@@ -113,7 +113,7 @@ def _note_dots(group: Group, notes: _Notes) -> None:
     """Two compound extensions with one last part and no plain one: probably two samples with dots in their names."""
     if len(group.members) < 2:
         return
-    compound = [extension for extension in group.members if "." in extension]
+    compound = [e for e in group.members if "." in e and not e.endswith((".npy", ".npz"))]  # arrays have names
     lasts = [extension.rpartition(".")[2] for extension in compound]
     for extension, last in zip(compound, lasts):
         if last not in group.members and lasts.count(last) > 1:

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
+from vlp.data.fields import IMAGE_MEMBERS
 from vlp.data.remote import ShardCache
 from vlp.data.schema import DataError
 from vlp.data.sources import Fact, Finite, Source
-from vlp.data.stages import IMAGE_MEMBERS
 from vlp.registry import nearest
 from vlp.types import BadSampleError, Sample
 

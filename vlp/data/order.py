@@ -31,6 +31,11 @@ def keyed_rng(seed: int, *keys: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=key))
 
 
+def branch(rng: np.random.Generator, number: int) -> np.random.Generator:
+    """Another generator for each number from 1 on, a pure function of the state of `rng`, which stays as it is."""
+    return np.random.Generator(rng.bit_generator.jumped(number))  # type: ignore[attr-defined]
+
+
 def permutation(n: int, seed: int, *keys: int) -> Indices:
     """A permutation of range(n) from raw Philox bits, so it is the same in every version of numpy."""
     raw = keyed_rng(seed, *keys).bit_generator.random_raw(n)  # type: ignore[attr-defined]

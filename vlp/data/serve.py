@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from vlp.data.captions import Captions
 from vlp.data.collate import collate
+from vlp.data.labels import Labels
 from vlp.data.order import EMPTY, keyed_rng
 from vlp.data.plan import Plan
 from vlp.data.splits import hash64
-from vlp.data.stages import Captions, Item, Labels, prepare
+from vlp.data.stages import Item, prepare
 from vlp.data.stream import Stream
 from vlp.data.transforms import Preprocess
 from vlp.types import UNLABELLED, BadSampleError, Batch, Sample, Skip, Tokenizer
@@ -34,6 +36,7 @@ class Server:
 
     def __init__(self, plan: Plan, *, tokenizer: Tokenizer, preprocess: Preprocess) -> None:
         self.plan, self.tokenizer, self.preprocess = plan, tokenizer, preprocess
+        self.blank = plan.data.blank(preprocess.size)
         self.stages: list[tuple[Captions | None, Labels | None]] = [
             (part.caption_stage(), part.label_stage(records.classes)) for part, records in zip(plan.parts, plan.records)
         ]
@@ -51,6 +54,8 @@ class Server:
             [slot.item for slot in made],
             tokenizer=self.tokenizer,
             captions=self.plan.data.captions,
+            negatives=self.plan.data.negatives,
+            blank=self.blank,
             size=self.preprocess.size,
             labels=[slot.label for slot in made],
             sources=slots.source.tolist(),
@@ -85,13 +90,17 @@ class Server:
 
     def _item(self, sample: Sample, number: int, epoch: int, index: int) -> Item:
         captions, labels = self.stages[number]
-        data = self.plan.data
+        data, part = self.plan.data, self.plan.parts[number]
         return prepare(
             sample,
             captions=captions,
             labels=labels,
             preprocess=self.preprocess,
             augment=data.augment,
+            views=data.views,
+            columns=part.columns,
+            crop=part.crop,
+            slots=data.captions,
             limits=data.limits,
             rng=keyed_rng(self.plan.seed, _SAMPLE, number, epoch, index),
         )

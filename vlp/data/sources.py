@@ -7,13 +7,15 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from vlp.data.captions import Captions
+from vlp.data.columns import Column, check_columns
+from vlp.data.labels import Labels
 from vlp.data.order import Indices
 from vlp.data.remote import ShardCache
 from vlp.data.schema import DataError
 from vlp.data.splits import field_of, in_validation, read_keys, read_split
-from vlp.data.stages import Captions, Labels
 from vlp.registry import Part
 from vlp.types import BadSampleError, Sample
 
@@ -85,6 +87,8 @@ class Source(Part):
     weight: float | None = Field(None, gt=0, description="share of the mixture; default: its number of samples")
     captions: Captions | None = Field(None, description="default: the usual fields; with kind: label the class names")
     labels: Labels | None = None
+    columns: dict[str, Column] = Field({}, description="numbers stored with the samples, by their name in batch.extra")
+    crop: str | None = Field(None, description="column of a box that is cut out instead of data.augment's random crop")
     keep: str | None = Field(None, description="keep-list: parquet, csv or txt of keys; others are left out")
     split: Split = "all"
     validation_fraction: float = Field(0.05, gt=0, lt=1)
@@ -92,6 +96,11 @@ class Source(Part):
         None, description="json field (dotted) whose equal values never part; default: the key"
     )
     split_file: str | None = Field(None, description="a split written before, instead of the hash")
+
+    @model_validator(mode="after")
+    def _columns_can_be_served(self) -> Source:
+        check_columns(self.columns, self.crop, self.caption_stage())
+        return self
 
     @property
     def endless(self) -> bool:

@@ -15,10 +15,10 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from vlp.data.content import stamps
+from vlp.data.fields import IMAGE_MEMBERS
 from vlp.data.remote import ShardCache
 from vlp.data.schema import DataError, file_sha256
 from vlp.data.sources import Fact, Finite, Source, digest
-from vlp.data.stages import IMAGE_MEMBERS
 from vlp.registry import nearest
 from vlp.types import BadSampleError, Sample
 

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from vlp.data.captions import Captions
+from vlp.data.fields import Fields
 from vlp.data.shards import Shards
 from vlp.data.sources import open_records
-from vlp.data.stages import Captions, Fields
 from vlp.log import console
 from vlp.types import BadSampleError
 

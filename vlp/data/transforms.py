@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -15,8 +15,10 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from vlp.data.decode import Header, Limits, check_size, decode, decode_shrunk, from_pil, read_header
+from vlp.data import distort
+from vlp.data.decode import Limits, check_size, decode, decode_shrunk, from_pil, read_header
 from vlp.registry import Part
+from vlp.types import BadSampleError
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -127,18 +129,26 @@ class Preprocess(Part):
 
 
 class Augment(Part):
-    """Random resized crop, then mirror, colour jitter and gray, all drawn from the generator that is handed in.
+    """Random resized crop, then mirror, small moves, colours, blur, all drawn from the generator that is handed in.
 
-    The defaults are open_clip's: a crop of 90 to 100 % of the area and nothing else. JPEGs much larger than the target
-    are decoded at a fraction of their size (`shrink`): 50 dB or better, up to 2.6 times as fast; `shrink: 0`: never.
+    The defaults are open_clip's: a crop of 90 to 100 % of the area and nothing else. `crop: false` takes the evaluation
+    transform instead, so that with nothing else on the picture is what evaluation sees. JPEGs much larger than the
+    target are decoded at a fraction of their size (`shrink`): 50 dB or better, up to 2.6 times as fast.
     """
 
+    crop: bool = True
     scale: tuple[float, float] = (0.9, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = Field(0.0, ge=0, le=1)  # captions that say left and right go wrong
+    rotate: float = Field(0.0, ge=0, le=180)  # degrees either way
+    translate: float = Field(0.0, ge=0, le=1)  # part of the side either way
+    zoom: tuple[float, float] = (1.0, 1.0)
     jitter: tuple[float, float, float, float] | None = None  # brightness, contrast, saturation, hue
     jitter_prob: float = Field(0.8, ge=0, le=1)
     gray_prob: float = Field(0.0, ge=0, le=1)
+    blur: tuple[float, float] | None = None  # standard deviation in pixels, from and to
+    blur_prob: float = Field(0.5, ge=0, le=1)
+    solarize_prob: float = Field(0.0, ge=0, le=1)
     shrink: float = Field(
         1.5, ge=0
     )  # decode JPEGs at 1/2, 1/4, 1/8 where the crop stays this many times the target; 0: never
@@ -147,38 +157,64 @@ class Augment(Part):
         self, picture: Any, preprocess: Preprocess, rng: np.random.Generator, *, limits: Limits | None = None
     ) -> Tensor:
         """uint8 [3, H, W]; the same picture and generator state give the same result."""
-        if self.shrink and isinstance(picture, bytes) and not preprocess.exif:
-            header = read_header(picture, limits or Limits())
-            if header.format == "JPEG":
-                return self._shrunk(picture, header, preprocess, rng)
-        return self.fit(preprocess.read(picture, limits), preprocess, rng)
+        return augmented(picture, [(self, rng)], preprocess, limits=limits)[0]
 
-    def fit(self, image: Tensor, preprocess: Preprocess, rng: np.random.Generator) -> Tensor:
-        """uint8 [3, H, W] of uint8 [3, h, w]: one more view of a picture that is decoded already."""
-        box = draw_box(image.shape[-2], image.shape[-1], scale=self.scale, ratio=self.ratio, rng=rng)
-        return self._colour(preprocess.resize(_cut(image, box), preprocess.size), rng)
+    def box(self, height: int, width: int, rng: np.random.Generator) -> Box | None:
+        """The crop of a picture of this size; None: the evaluation transform."""
+        return draw_box(height, width, scale=self.scale, ratio=self.ratio, rng=rng) if self.crop else None
 
-    def _shrunk(self, data: bytes, header: Header, preprocess: Preprocess, rng: np.random.Generator) -> Tensor:
-        """The crop is drawn before decoding, from the same draws as in `fit`, so the smallest safe scale is known."""
-        box = draw_box(header.height, header.width, scale=self.scale, ratio=self.ratio, rng=rng)
-        height, width = preprocess.size
-        room = min(box.height / height, box.width / width) / self.shrink
-        factor = max((f for f in (2, 4, 8) if f <= room), default=1)
-        if factor == 1:
-            return self._colour(preprocess.resize(_cut(decode(data), box), preprocess.size), rng)
-        top, left = box.top / factor, box.left / factor  # not rounded to pixels: that would cost 7 to 10 dB
-        edges = (left, top, left + box.width / factor, top + box.height / factor)
-        small = decode_shrunk(data, factor)
-        return self._colour(_pillow_resize(small, preprocess.size, preprocess.interpolation, edges), rng)
+    def factor(self, box: Box | None, size: tuple[int, int]) -> int:
+        """The largest fraction 1/f at which a JPEG may be decoded for this crop."""
+        if box is None or not self.shrink:
+            return 1
+        room = min(box.height / size[0], box.width / size[1]) / self.shrink
+        return max((f for f in (2, 4, 8) if f <= room), default=1)
 
-    def _colour(self, image: Tensor, rng: np.random.Generator) -> Tensor:
+    def distort(self, image: Tensor, rng: np.random.Generator) -> Tensor:
+        """uint8 [3, H, W] of a crop of that size: everything but the crop."""
         if self.flip and rng.random() < self.flip:
             image = image.flip(-1)
+        if self.rotate or self.translate or self.zoom != (1.0, 1.0):
+            image = distort.move(image, degrees=self.rotate, shift=self.translate, zoom=self.zoom, rng=rng)
         if self.jitter is not None and rng.random() < self.jitter_prob:
-            image = _jitter(image, self.jitter, rng)
+            image = distort.jitter(image, self.jitter, rng)
         if self.gray_prob and rng.random() < self.gray_prob:
-            image = F.rgb_to_grayscale(image, num_output_channels=3)
+            image = distort.gray(image)
+        if self.blur is not None and rng.random() < self.blur_prob:
+            image = distort.blur(image, float(rng.uniform(*self.blur)))
+        if self.solarize_prob and rng.random() < self.solarize_prob:
+            image = distort.solarize(image)
         return image.contiguous()
+
+
+def augmented(
+    picture: Any,
+    views: Sequence[tuple[Augment, np.random.Generator]],
+    preprocess: Preprocess,
+    *,
+    limits: Limits | None = None,
+    crop: Sequence[float] | None = None,
+) -> list[Tensor]:
+    """One uint8 [3, H, W] for each augmentation and its generator, of a picture that is decoded once.
+
+    The crops are drawn before a JPEG is decoded, so that the smallest scale which is safe for all of them is known.
+    `crop`: x0, y0, x1, y1 in parts of width and height, instead of the first one's random crop.
+    """
+    limits = limits or Limits()
+    header = read_header(picture, limits) if isinstance(picture, bytes) and not preprocess.exif else None
+    image = preprocess.read(picture, limits) if header is None or header.format != "JPEG" else None
+    height, width = (header.height, header.width) if image is None and header else image.shape[-2:]  # type: ignore[union-attr]
+    boxes = [augment.box(height, width, rng) for augment, rng in views]
+    if crop is not None:
+        boxes[0] = stored_box(crop, height, width)
+    factor = min(augment.factor(box, preprocess.size) for (augment, _), box in zip(views, boxes))
+    if image is None and factor > 1:
+        small = decode_shrunk(picture, factor)
+        crops = [_cut_small(small, box, factor, preprocess) for box in boxes if box is not None]
+    else:
+        whole = preprocess.read(picture, limits) if image is None else image
+        crops = [preprocess.fit(whole) if box is None else _cut(whole, box, preprocess) for box in boxes]
+    return [augment.distort(image, rng) for (augment, rng), image in zip(views, crops)]
 
 
 def draw_box(
@@ -200,19 +236,25 @@ def draw_box(
     return Box((height - h) // 2, (width - w) // 2, h, w)
 
 
-def _cut(image: Tensor, box: Box) -> Tensor:
-    return image[:, box.top : box.top + box.height, box.left : box.left + box.width]
+def stored_box(crop: Sequence[float], height: int, width: int) -> Box:
+    """The pixels of x0, y0, x1, y1 in parts of width and height; BadSampleError bad_crop if that is no box in it."""
+    x0, y0, x1, y1 = crop
+    if not (0 <= x0 < x1 <= 1 + 1e-6 and 0 <= y0 < y1 <= 1 + 1e-6):
+        raise BadSampleError("bad_crop", f"{[round(float(side), 4) for side in crop]} is not x0 < x1, y0 < y1 in 0..1")
+    top, left = min(round(y0 * height), height - 1), min(round(x0 * width), width - 1)
+    return Box(top, left, max(1, round(y1 * height) - top), max(1, round(x1 * width) - left))
 
 
-def _jitter(image: Tensor, strength: tuple[float, float, float, float], rng: np.random.Generator) -> Tensor:
-    """Brightness, contrast, saturation and hue in random order, factors as torchvision's ColorJitter draws them."""
-    changes = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
-    for number in rng.permutation(4):
-        amount = strength[number]
-        if amount:
-            low = -amount if number == 3 else max(0.0, 1 - amount)
-            image = changes[number](image, float(rng.uniform(low, amount if number == 3 else 1 + amount)))
-    return image
+def _cut(image: Tensor, box: Box, preprocess: Preprocess) -> Tensor:
+    part = image[:, box.top : box.top + box.height, box.left : box.left + box.width]
+    return preprocess.resize(part, preprocess.size)
+
+
+def _cut_small(small: Image.Image, box: Box, factor: int, preprocess: Preprocess) -> Tensor:
+    """The crop of a picture decoded at 1/factor; its edges are not rounded to pixels: that would cost 7 to 10 dB."""
+    top, left = box.top / factor, box.left / factor
+    edges = (left, top, left + box.width / factor, top + box.height / factor)
+    return _pillow_resize(small, preprocess.size, preprocess.interpolation, edges)
 
 
 def _pillow_resize(image: Any, size: tuple[int, int], interpolation: str, box: Any = None) -> Tensor:
