@@ -131,12 +131,15 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state by parameter name ("exp_avg/image.conv1.weight"), names as `Optim.groups` gave them."""
+    """The optimizer's state by parameter name ("exp_avg/image.conv1.weight"), names as `Optim.groups` gave them.
+
+    A parameter that never had a gradient has no state; "unmoved/NAME" says so.
+    """
     flat: dict[str, Tensor] = {}
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
-            for key, value in optimizer.state.get(parameter, {}).items():
-                flat[f"{key}/{name}"] = torch.as_tensor(value)
+            state = optimizer.state.get(parameter) or {"unmoved": torch.empty(0)}
+            flat.update({f"{key}/{name}": torch.as_tensor(value) for key, value in state.items()})
     return flat
 
 
@@ -153,6 +156,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, flat: Mapping[str, Tensor])
                 missing.append(name)
                 continue
             state = by_name[name]
+            if "unmoved" in state:
+                optimizer.state.pop(parameter, None)
+                continue
             optimizer.state[parameter] = {
                 key: value.to(parameter.device if key != "step" or group.get("fused") else "cpu")
                 for key, value in state.items()

@@ -116,8 +116,8 @@ def _decay(done: float, start: float, end: float, shape: str) -> float:
 class Optim(Part):
     """AdamW and how parameters are grouped: per tower, decayed or not, by depth.
 
-    Parameters with fewer than two dimensions (biases, norms, scales) get no weight decay. `layer_decay` d gives the
-    projection of a tower the whole rate, its last block d, the one before d^2, and so on down to the embeddings.
+    Parameters with fewer than two dimensions (biases, norms, scales) and prefixes get no weight decay. `layer_decay` d
+    gives the projection of a tower the whole rate, its last block d, the one before d^2, and so on to the embeddings.
     """
 
     lr: float = Field(5e-4, gt=0)
@@ -145,7 +145,7 @@ class Optim(Part):
         found: dict[tuple[float, float], list[tuple[str, nn.Parameter]]] = {}
         for name, parameter in dual.named_parameters():
             if parameter.requires_grad:
-                decay = 0.0 if parameter.ndim < 2 else self.weight_decay
+                decay = 0.0 if parameter.ndim < 2 or name.startswith("prefix.") else self.weight_decay
                 found.setdefault((self._scale(name, depths), decay), []).append((name, parameter))
         for (scale, decay), members in sorted(found.items()):
             yield {

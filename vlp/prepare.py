@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +19,7 @@ from vlp.models.dual import Dual
 from vlp.models.freeze import depths
 from vlp.optim import Rate
 from vlp.run import Run
+from vlp.types import Batch
 
 
 class Prepared(NamedTuple):
@@ -50,7 +51,7 @@ def prepare(run: Run, accelerator: Accelerator, *, start: bool = True) -> Prepar
     refuse_batch_statistics(dual, micro_batch=run.micro_batch, device=accelerator.device.type)
     feed = feed_of(run, dual)
     clock = clock_of(run, feed)
-    companions = {name: part.build(dual) for name, part in named_companions(run.companions).items()}
+    companions = companions_of(run, dual)
     adamw = run.optim.build(dual, depths=depths(dual))
     if run.compile:
         compile_blocks(dual)
@@ -68,6 +69,18 @@ def named_companions(parts: Sequence[Any]) -> dict[str, Any]:
         number = 1 + sum(name.partition(".")[0] == kind for name in named)
         named[kind if number == 1 else f"{kind}.{number}"] = part
     return named
+
+
+def companions_of(run: Run, dual: Dual) -> dict[str, Any]:
+    """The companions of a run by name, made for the model on the device where it is."""
+    return {name: part.build(dual) for name, part in named_companions(run.companions).items()}
+
+
+def accompanied(batch: Batch, companions: Mapping[str, Any], dual: Dual) -> Batch:
+    """The batch with what the companions add to it, each seeing what those before it added."""
+    for companion in companions.values():
+        batch = companion.before_step(batch, dual)
+    return batch
 
 
 def compile_blocks(dual: Dual) -> None:
@@ -91,7 +104,7 @@ def dual_of(run: Run, objective: Objective, *, start: bool = True) -> Dual:
 def feed_of(run: Run, dual: Dual) -> Feed:
     """This rank's batches, read as the model wants them."""
     transform: Any = dual.transform
-    return Feed(
+    feed = Feed(
         run.data,
         tokenizer=dual.tokenizer,
         preprocess=transform,
@@ -99,6 +112,9 @@ def feed_of(run: Run, dual: Dual) -> Feed:
         rank=dist.rank(),
         world=dist.world(),
     )
+    if dual.prefix is not None:
+        dual.prefix.serve(feed.kinds)
+    return feed
 
 
 def clock_of(run: Run, feed: Feed) -> Clock:

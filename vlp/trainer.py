@@ -20,7 +20,7 @@ from vlp.journal import Evaluated, Journal
 from vlp.log import console, host_facts
 from vlp.losses.objective import Objective
 from vlp.optim import set_rate
-from vlp.prepare import prepare
+from vlp.prepare import accompanied, prepare
 from vlp.registry import nearest
 from vlp.requeue import Requeue, Signals
 from vlp.run import Run
@@ -152,6 +152,8 @@ class Trainer:
         set_rate(self.parts.adamw, rate)
         batch = self._prepared(batch)
         value = self._backward(step, batch)
+        if self.dual.prefix is not None:
+            self.dual.prefix.leave_absent(batch)
         limit = self.run.clip_norm if self.run.clip_norm is not None else float("inf")
         norm = self.accelerator.clip_grad_norm_(self.parameters, limit)
         record = {"loss": value.total, "terms": value.terms, "lr": rate, "grad_norm": norm}
@@ -229,10 +231,7 @@ class Trainer:
 
     def _prepared(self, batch: Batch) -> Batch:
         """The batch on the device, with what the companions add to it."""
-        batch = batch.to(self.accelerator.device)
-        for companion in self.companions.values():
-            batch = companion.before_step(batch, self.dual)
-        return batch
+        return accompanied(batch.to(self.accelerator.device), self.companions, self.dual)
 
     def _reseed(self, step: int, micro: int) -> None:
         """Dropout and patch dropout are a function of (seed, step, rank, micro-batch)."""

@@ -30,6 +30,10 @@ class Pool(NamedTuple):
         """Number of real captions on all ranks, at least 1, as a float scalar."""
         return self.real.sum().clamp(min=1).to(self.image.dtype)
 
+    def apart(self) -> Pool:
+        """The same with every pair its own only positive, whatever the labels."""
+        return self._replace(group=torch.arange(len(self.group), device=self.group.device))
+
 
 def pool(features: Features, batch: Batch) -> Pool:
     """Features, masks and labels of all ranks, in fp32 or fp64: two collectives, whatever the data are.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from jaxtyping import Bool, Float
 from pydantic import Field
@@ -21,7 +23,8 @@ class InfoNCE(Loss):
     `label_smoothing` spreads that share of the target evenly over all valid columns (ALIGN, arXiv 2102.05918).
     `image_to_text` is the weight of that direction, the other has the rest (lambda of ConVIRT, arXiv 2010.00747: 0.75).
     `temperature` replaces the learned scale (ConVIRT: 0.1). Pairs with equal labels are positives of each other, the
-    target is even over them, in each direction for itself (UniCL, arXiv 2204.03610).
+    target is even over them, in each direction for itself (UniCL, arXiv 2204.03610); with `positives: own` each pair is
+    its own only positive (plain CLIP on labelled data).
 
     With K captions an image, slot k contrasts the pairs that have a k-th caption; the result is the mean over all
     captions. `impl` and `block` choose how it is computed, never the value.
@@ -30,12 +33,13 @@ class InfoNCE(Loss):
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0, description="share of the target spread over all columns")
     image_to_text: float = Field(0.5, ge=0.0, le=1.0, description="weight of that direction; the other has the rest")
     temperature: float | None = Field(None, gt=0.0, allow_inf_nan=False, description="in place of the learned scale")
+    positives: Literal["label", "own"] = Field("label", description="pairs with equal labels, or only the pair itself")
     impl: Impl = "auto"
     block: Block = None
 
     def __call__(self, features: Features, batch: Batch) -> dict[str, Tensor]:
         """The term "contrast"."""
-        everyone = pool(features, batch)
+        everyone = pool(features, batch) if self.positives == "label" else pool(features, batch).apart()
         scale = full(features.scale)
         if self.temperature is not None:
             scale = scale.new_full((1,), 1 / self.temperature)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -19,12 +19,13 @@ from vlp.types import Batch, Features
 class Sigmoid(Loss):
     """SigLIP (arXiv 2303.15343): -log sigmoid(q z) summed over captions, averaged over pictures.
 
-    Pairs with equal labels count as positives (q = +1). With K captions an image, slot k is its own problem, and the
-    result is the mean over all captions. Our deviation: where the paper passes texts around a ring, we gather them
-    and work in blocks of rows; the values are the same.
+    Pairs with equal labels count as positives (q = +1), with `positives: own` only the pair itself. With K captions an
+    image, slot k is its own problem, and the result is the mean over all captions. Our deviation: where the paper
+    passes texts around a ring, we gather them and work in blocks of rows; the values are the same.
     """
 
     temperature: float | None = Field(None, gt=0.0, allow_inf_nan=False, description="in place of the learned scale")
+    positives: Literal["label", "own"] = Field("label", description="pairs with equal labels, or only the pair itself")
     impl: Impl = "auto"
     block: Block = None
 
@@ -34,7 +35,7 @@ class Sigmoid(Loss):
         """The term "contrast"."""
         if features.bias is None:
             raise ValueError('the sigmoid loss needs features.bias; build the model with needs={"bias"}')
-        everyone = pool(features, batch)
+        everyone = pool(features, batch) if self.positives == "label" else pool(features, batch).apart()
         scale, bias = full(features.scale), full(features.bias)
         if self.temperature is not None:
             scale = scale.new_full((1,), 1 / self.temperature)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,11 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from vlp import dist
 from vlp.data.transforms import Preprocess
-from vlp.models.groups import Group, plan, run_groups
+from vlp.models.groups import Captions, run_captions, together
 from vlp.models.image import ImageOutput, ImageTower, image_tower
-from vlp.models.prefix import insert, make_room
+from vlp.models.prefix import Prefixes, make_room, prefixed, run_behind
 from vlp.models.text_clip import ClipText, TextOutput, TextTower
 from vlp.registry import nearest
 from vlp.text.tokenizers import TokenizerPart
@@ -43,6 +43,7 @@ class Dual(nn.Module):
     """
 
     transform: Preprocess
+    prefix: Prefixes | None
     _mean: Tensor
     _std: Tensor
 
@@ -66,6 +67,7 @@ class Dual(nn.Module):
         self.logit_scale = nn.Parameter(torch.full((1,), float(init_scale)))
         self.logit_bias = None if init_bias is None else nn.Parameter(torch.full((1,), float(init_bias)))
         self.heads = nn.ModuleDict(dict(heads or {}))
+        self.prefix = None  # learned vectors among the words, by kind of source; see assemble.py
         self.config = dict(config)  # open_clip's model_cfg
         self.extra_config: dict[str, Any] = {}  # what of ours open_clip's format cannot say; see pretrained.py
         self.transform = transform
@@ -165,7 +167,7 @@ class Dual(nn.Module):
         """Everything that the losses of the run read, from one pass over the batch."""
         captions = self._captions(batch)  # first: it waits for the device, which has nothing to do yet
         image = self._run_image(batch.image, tokens=bool(self.needs & {"image_tokens", "image_hidden"}))
-        text = self._run_text(batch, captions)
+        text = self._run_text(captions, batch.caption_mask.shape)
         features = Features(
             image=normalize(image.pooled, dim=-1),
             text=text.pooled,
@@ -184,33 +186,21 @@ class Dual(nn.Module):
             features = features._replace(text_tokens=None)
         return features._replace(extra=extra)
 
-    def _captions(self, batch: Batch) -> list[Group]:
-        """Which caption slots run together, by length; absent captions in none."""
-        lengths = (batch.token_mask.sum(dim=-1) * batch.caption_mask).flatten().tolist()
-        if self.trims:
-            made = plan(lengths, self.text_groups)
-            # alone in the world nobody waits for an empty group's call
-            return made if dist.world() > 1 else [group for group in made if group.rows] or made[:1]
-        rows = [row for row, length in enumerate(lengths) if length > 0]
-        return [Group(rows, batch.text.shape[-1])]
+    def _captions(self, batch: Batch) -> Captions:
+        """Which caption slots run together, by length (absent captions in none), each with its source's prefix."""
+        ids, mask, real = (x.flatten(0, 1) for x in (batch.text, batch.token_mask, batch.caption_mask))
+        kind, at = None, 0
+        if self.prefix is not None:
+            ids, mask, _ = make_room(ids, mask, mask.sum(1).sub(1).clamp_min(0), room=self.context - self.prefix.length)
+            kind, at = self.prefix.kinds(batch.source).repeat_interleave(batch.text.shape[1]), self.prefix_at
+        made = together(mask, real, groups=self.text_groups, trims=self.trims)
+        return Captions(ids, mask, made, self.prefix, kind, at)
 
-    def _run_text(self, batch: Batch, captions: list[Group]) -> TextOutput:
+    def _run_text(self, captions: Captions, shape: Sequence[int]) -> TextOutput:
         """Unit features [B, K, D] and tokens [B, K, T, D]; zeros where there is no caption or token."""
-        B, K, T = batch.text.shape
         tokens = bool(self.needs & {"text_tokens", "text_hidden"})
-        mask = batch.token_mask.flatten(0, 1)
-        out, zero = run_groups(self.text_tower, batch.text.flatten(0, 1), mask, captions, tokens=tokens)
-        order = torch.tensor([row for group in captions for row in group.rows], dtype=torch.long, device=mask.device)
-
-        def placed(rows: Tensor, *shape: int) -> Tensor:
-            return rows.new_zeros((B * K, *shape)).index_copy(0, order, rows).reshape(B, K, *shape)
-
-        pooled = placed(normalize(out.pooled, dim=-1), out.pooled.shape[-1]) + zero
-        if out.tokens is None or out.hidden is None:
-            return TextOutput(pooled)
-        seen = mask[order, :, None]
-        unit = normalize(out.tokens, dim=-1) * seen
-        return TextOutput(pooled, placed(unit, T, unit.shape[-1]), placed(out.hidden * seen, T, out.hidden.shape[-1]))
+        out = run_captions(self.text_tower, captions, tokens=tokens)
+        return TextOutput(*(None if x is None else x.unflatten(0, tuple(shape)) for x in out))  # type: ignore[arg-type]
 
     # -- single towers ----------------------------------------------------------------------------------------------
 
@@ -238,29 +228,44 @@ class Dual(nn.Module):
 
         mask: bool [n, T], up to and including the end token; without it open_clip's own rule finds the end.
         prefix: [p, width] for all texts or [n, p, width], put behind the start token; texts too long for the context
-        then lose words before their end token.
+        then lose words before their end token. None: the model's own of the current kind, if it has prefixes.
         """
-        tower = self.text_tower
-        end = tower.end(ids, mask)
-        mask = tower.mask(ids) if mask is None else mask
-        if prefix is not None:
-            ids, mask, end = make_room(ids, mask, end, room=tower.context - prefix.shape[-2])
-        if tower.trims and len(ids):
-            longest = max(int(end.max()) + 1, 1)
-            ids, mask = ids[:, :longest], mask[:, :longest]
-        embeds = self.embed(ids)
-        if prefix is not None:
-            embeds, mask, end = insert(embeds, mask, end, prefix, at=self.prefix_at)
-        return self.encode_embeds(embeds, mask, end)
+        return normalize(self._encode_text(ids, mask, prefix, tokens=False)[0].pooled, dim=-1)
 
     def encode_text_tokens(self, ids: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Unit features [n, D], unit tokens [n, T, D] (zero behind the end), and their mask [n, T]."""
+        """Unit features [n, D], unit tokens [n, T, D] (zero behind the end), and their mask [n, T].
+
+        T is shorter than that of `ids` where a prefix of the model takes the room.
+        """
+        out, mask = self._encode_text(ids, mask, None, tokens=True)
+        assert out.tokens is not None
+        return normalize(out.pooled, dim=-1), normalize(out.tokens, dim=-1) * mask[..., None], mask
+
+    def _encode_text(
+        self, ids: Tensor, mask: Tensor | None, prefix: Tensor | None, *, tokens: bool
+    ) -> tuple[TextOutput, Tensor]:
+        """Output of the tower behind a prefix, without its positions, and the mask of what is left of the texts."""
         tower = self.text_tower
         end = tower.end(ids, mask)
         mask = tower.mask(ids) if mask is None else mask
-        out = tower.run(self.embed(ids), mask, end, tokens=True)
-        assert out.tokens is not None
-        return normalize(out.pooled, dim=-1), normalize(out.tokens, dim=-1) * mask[..., None], mask
+        if prefix is None and self.prefix is not None:
+            prefix = self.prefix.now()
+        if prefix is not None:
+            ids, mask, end = make_room(ids, mask, end, room=tower.context - prefix.shape[-2])
+        if tower.trims and len(ids) and not tokens:
+            longest = max(int(end.max()) + 1, 1)
+            ids, mask = ids[:, :longest], mask[:, :longest]
+        at = 0 if prefix is None else self.prefix_at
+        return run_behind(prefix, tower, (self.embed(ids), mask, end), at=at, tokens=tokens), mask
+
+    @property
+    def prefix_kind(self) -> str | None:
+        """The kind of source whose prefix single texts get: "caption" outside of `prefixed`; None without prefixes."""
+        return None if self.prefix is None else self.prefix.kind
+
+    def prefixed(self, kind: str) -> AbstractContextManager[None]:
+        """While open, single texts are encoded with the prefix of `kind`: "label" shows what captions did not teach."""
+        return prefixed(self.prefix, kind)
 
     @property
     def prefix_at(self) -> int:
@@ -274,7 +279,7 @@ class Dual(nn.Module):
     def encode_embeds(self, embeds: Tensor, mask: Tensor, end: Tensor) -> Tensor:
         """Unit features [n, D] of token embeddings [n, T, width] whose end token stands at `end` [n].
 
-        Positions are added here, so a prompt method may put its own vectors among those of `embed`.
+        Positions are added here, so a prompt method may put its own vectors among those of `embed`; no prefix is.
         """
         return normalize(self.text_tower.run(embeds, mask, end, tokens=False).pooled, dim=-1)
 

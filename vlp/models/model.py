@@ -14,6 +14,7 @@ from vlp.models.assemble import Settings, assemble
 from vlp.models.dual import Dual
 from vlp.models.find import find
 from vlp.models.freeze import lock
+from vlp.models.stretch import StretchText
 from vlp.models.text_hf import HFTextConfig
 from vlp.registry import Named
 from vlp.text.tokenizers import TokenizerPart
@@ -35,6 +36,7 @@ class Model(Settings):
     tokenizer: AnyTokenizer | None = None  # None: the one that fits the architecture
     image_size: int | None = Field(None, ge=8)
     context: int | None = Field(None, ge=2)
+    stretch_text: StretchText | None = None  # positions of `pretrained` for a longer context; None: interpolated alike
     lock_image: Lock = False
     lock_text: Lock = False
     frozen_batchnorm: bool = False  # BatchNorm keeps its statistics, also in an unlocked image tower
@@ -44,6 +46,8 @@ class Model(Settings):
     def _has_source(self) -> Model:
         if self.arch is None and self.pretrained is None:
             raise ValueError("set arch (an architecture), pretrained (weights), or both")
+        if self.stretch_text is not None and (self.pretrained is None or self.text is not None):
+            raise ValueError("stretch_text: the positions of `pretrained` are stretched; give it, and no other `text`")
         return self
 
     def find_arch(self) -> Arch:
@@ -74,7 +78,7 @@ class Model(Settings):
             pretrained_text=self.text is not None,
         )
         if self.pretrained is not None and start:
-            pretrained.start(dual, self.pretrained, text=self.text is None)
+            pretrained.start(dual, self.pretrained, text=self.text is None, stretch=self.stretch_text)
         dual.set_needs(needs)
         self.lock(dual)
         if self.grad_checkpointing:

@@ -19,6 +19,7 @@ from vlp.models.dual import Dual
 from vlp.models.find import find, read_folder
 from vlp.models.resize import adapt
 from vlp.models.state import State, head_state, is_openai, load_strict, read_weights, to_open_clip, to_ours, weight_file
+from vlp.models.stretch import StretchText
 from vlp.registry import Part, nearest
 
 WEIGHTS_FILE, HEADS_FILE = "open_clip_model.safetensors", "heads.safetensors"
@@ -29,7 +30,8 @@ def save(dual: Dual, folder: Path | str) -> None:
     """Write `dual` as a folder that `load` and plain open_clip (`local-dir:`) read.
 
     open_clip has no words for a Hugging Face text tower made from a configuration, nor for arguments of timm: such
-    models only `load` reads. Heads of losses go into a file of their own.
+    models only `load` reads. Prefixes stay among the weights, so that open_clip refuses a model whose texts it would
+    read without them. Heads of losses go into a file of their own.
     """
     from safetensors.torch import save_file
 
@@ -69,11 +71,12 @@ def load_weights(dual: Dual, folder: Path | str) -> None:
     load_strict(dual.heads, heads, where=str(folder / HEADS_FILE))
 
 
-def start(dual: Dual, source: str, *, text: bool = True) -> list[str]:
+def start(dual: Dual, source: str, *, text: bool = True, stretch: StretchText | None = None) -> list[str]:
     """Start `dual` from the weights at `source`; returns one line for everything that was adapted or left out.
 
     Positions are interpolated to another picture size or context; embeddings of another vocabulary stay at random.
     text: False where the text tower is another one, and only the image tower starts from `source`.
+    stretch: how text positions become more, in place of interpolation.
     """
     path = model_folder(Path(source)) if Path(source).is_dir() else Path(source)
     if not path.exists():
@@ -81,8 +84,9 @@ def start(dual: Dual, source: str, *, text: bool = True) -> list[str]:
         raise ValueError(f"model.pretrained: no file or folder {source}{near}")
     state = _read(dual, path)
     if not text:
-        state = {name: tensor for name, tensor in state.items() if not name.startswith("text.")}
-    state, notes = adapt(dual, state)
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(("text.", "prefix."))}
+    state, notes = adapt(dual, state, stretch=stretch)
+    notes += _fit_prefixes(dual, state)
     if not text:
         notes.append("text tower: not from these weights, model.text is another one")
     load_strict(dual, state, where=f"model.pretrained: {source}", skip=("heads.",) if text else ("heads.", "text."))
@@ -140,6 +144,18 @@ def _read(dual: Dual, source: Path) -> State:
     if source.is_dir() and not (source / CONFIG_FILE).is_file():
         return hf_clip.convert(state, source)
     return to_ours(state)
+
+
+def _fit_prefixes(dual: Dual, state: State) -> list[str]:
+    """Give `state` the prefixes of `dual` where it has none that fit, and no others; says what was done."""
+    own = {name: tensor for name, tensor in dual.state_dict().items() if name.startswith("prefix.")}
+    there = {name: state.pop(name) for name in list(state) if name.startswith("prefix.")}
+    fits = {name: tensor.shape for name, tensor in own.items()} == {name: t.shape for name, t in there.items()}
+    state.update(there if fits else own)
+    if fits:
+        return []
+    left = "those of the weights left out, " if there else ""
+    return [f"prefix: {left}{'starts at random' if own else 'this model has none'}"]
 
 
 def _warn_gelu(dual: Dual, source: Path, *, openai: bool) -> None:

@@ -11,21 +11,28 @@ from torch.nn.functional import interpolate
 
 from vlp.models.dual import Dual
 from vlp.models.state import State
+from vlp.models.stretch import StretchText
 
 IMAGE_POSITIONS = ("visual.positional_embedding", "visual.trunk.pos_embed", "visual.attnpool.positional_embedding")
 TEXT_POSITIONS = "text.positional_embedding"
 VOCABULARY = ("text.token_embedding.weight",)
 
 
-def adapt(dual: Dual, state: State) -> tuple[State, list[str]]:
-    """The weights with positions of the size of `dual`, and one line for each that was changed or left out."""
+def adapt(dual: Dual, state: State, *, stretch: StretchText | None = None) -> tuple[State, list[str]]:
+    """The weights with positions of the size of `dual`, and one line for each that was changed or left out.
+
+    stretch: in place of interpolating all positions of the text tower alike.
+    """
     own, changed, notes = dual.state_dict(), dict(state), []
     for name in IMAGE_POSITIONS:
         if name in state and name in own and state[name].shape != own[name].shape:
             changed[name] = resize_grid(state[name], own[name], grid=_grid(dual, own[name]))
             notes.append(f"{name}: interpolated from {tuple(state[name].shape)} to {tuple(own[name].shape)}")
     old, new = state.get(TEXT_POSITIONS), own.get(TEXT_POSITIONS)
-    if old is not None and new is not None and old.shape != new.shape and old.shape[1] == new.shape[1]:
+    if stretch is not None:
+        changed[TEXT_POSITIONS] = stretch.adapt(old, new)
+        notes.append(f"{TEXT_POSITIONS}: stretched behind the first {stretch.keep}, to {len(changed[TEXT_POSITIONS])}")
+    elif old is not None and new is not None and old.shape != new.shape and old.shape[1] == new.shape[1]:
         changed[TEXT_POSITIONS] = interpolate(old.T[None].float(), size=len(new), mode="linear")[0].T.to(old.dtype)
         notes.append(f"{TEXT_POSITIONS}: interpolated from {len(old)} to {len(new)} positions")
     for name in VOCABULARY:
