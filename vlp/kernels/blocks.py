@@ -10,7 +10,9 @@ from pydantic import Field
 from torch import Tensor
 
 Impl = Literal["auto", "reference", "chunked"]  # auto: chunked
-Block = Annotated[int, Field(ge=1)] | None  # rows of a tile; None: as many as suit the device
+Block = Annotated[
+    Annotated[int, Field(ge=1)] | None, Field(description="rows of a tile; null: as many as suit the device")
+]
 
 _TILE_NUMBERS = {"cpu": 1 << 20}  # 4 MB of fp32, which a core's cache half holds; rows below 64 make products slow
 _ACCELERATOR = 1 << 24

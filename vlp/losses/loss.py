@@ -20,10 +20,11 @@ class Loss(Part):
     rank, and the graph that leads back to them is the same on every rank, also where no slot is valid.
     """
 
-    weight: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
+    weight: float = Field(default=1.0, ge=0.0, allow_inf_nan=False, description="in the sum of the run's losses")
 
     needs: ClassVar[frozenset[str]] = frozenset()  # what the model must make: "bias", "image_tokens", "text_tokens"
     batchless: ClassVar[frozenset[str]] = frozenset()  # names in `features.extra` without a batch dimension
+    joint: ClassVar[frozenset[str]] = frozenset()  # names in `features.extra` whose last dimension is the joint space's
 
     @property
     def name(self) -> str:

@@ -1,0 +1,87 @@
+"""What a loss computes over rows of N logits some of which it does not see, in tiles of rows that are made twice.
+
+A tile is dropped after the forward pass and made again for the backward pass, so memory is one tile, not N x N.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from vlp.kernels.blocks import Impl, full, no_autocast, row_blocks
+
+
+def by_rows(
+    fn: Callable[..., tuple[Tensor, ...]],
+    *rows: Tensor,
+    num_columns: int,
+    impl: Impl = "auto",
+    block: int | None = None,
+) -> tuple[Tensor, ...]:
+    """`fn(*rows)`, tile by tile of rows; each of its results has one entry a row. A single tile is kept."""
+    num_rows, device = len(rows[0]), rows[0].device
+    parts = [slice(0, num_rows)]
+    if impl != "reference":
+        parts = row_blocks(num_rows, num_columns, block=block, device=device)
+    with no_autocast(rows[0]):
+        if len(parts) == 1:
+            return fn(*rows)
+        made = [
+            checkpoint(fn, *(x[part] for x in rows), use_reentrant=False, preserve_rng_state=False) for part in parts
+        ]
+    return tuple(torch.cat(results) for results in zip(*made, strict=True))
+
+
+class Limit(NamedTuple):
+    """Columns j with rows_i . columns_j above limit_i are left out; no gradient goes here."""
+
+    rows: Tensor  # [B, E]
+    columns: Tensor  # [N, E]
+    limit: Tensor  # [B]
+
+
+class Masked(NamedTuple):
+    """Log-sum-exps over the columns that each row sees, and how many these are; 0 and 0 where there is none."""
+
+    sums: Tensor  # [B]
+    counts: Tensor  # [B], floats
+
+
+def masked_logsumexp(
+    x: Float[Tensor, "B D"],
+    y: Float[Tensor, "N D"],
+    scale: Float[Tensor, "1"],
+    *,
+    row_group: Int[Tensor, "B"],
+    column_group: Int[Tensor, "N"],
+    column_valid: Bool[Tensor, "N"],
+    same: bool = False,
+    limit: Limit | None = None,
+    impl: Impl = "auto",
+    block: int | None = None,
+) -> Masked:
+    """Log of the sum of exp(scale * x_i . y_j) over the valid j of other groups than i's, or with `same` of i's own."""
+    x, y, scale = full(x), full(y), full(scale)
+
+    def tile(x: Tensor, group: Tensor, *judged: Tensor) -> tuple[Tensor, Tensor]:
+        seen = ((group[:, None] == column_group) == same) & column_valid
+        if limit is not None:
+            seen &= judged[0] @ limit.columns.T <= judged[1][:, None]
+        return sums_over(scale * x @ y.T, seen)
+
+    judged = (limit.rows, limit.limit) if limit is not None else ()
+    return Masked(*by_rows(tile, x, row_group, *judged, num_columns=len(y), impl=impl, block=block))
+
+
+def sums_over(logits: Float[Tensor, "B N"], seen: Bool[Tensor, "B N"]) -> tuple[Tensor, Tensor]:
+    """Log-sum-exp over what is seen of each row, and how much that is; 0 and 0 for a row that sees nothing."""
+    counts = seen.sum(1)
+    some = counts > 0
+    # -inf in whole rows would make NaN gradients; such a row keeps its logits, and is left out afterwards
+    sums = logits.masked_fill(~seen & some[:, None], -torch.inf).logsumexp(1)
+    return torch.where(some, sums, 0.0), counts.to(logits.dtype)
