@@ -10,5 +10,8 @@ BENCHMARKS = Table(
         "zeroshot": "eval.classify:Classification",
         "retrieval": "eval.retrieve:Retrieval",
         "health": "eval.health:Health",
+        "pointing": "eval.pointing:Pointing",
+        "caption_negatives": "eval.compose:Negatives",
+        "true_false": "eval.compose:TrueFalse",
     },
 )

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+compare_app = typer.Typer()  # `vlp compare`; apart, so that `python -m eval` stays the one command
 
 
 @app.command("eval", no_args_is_help=True)
@@ -31,7 +32,7 @@ def evaluate(
     """Measure CHECKPOINT on the benchmarks of SUITE; one record each in OUT/results.jsonl, examples in OUT/eval."""
     from eval.suite import load_suite, run_suite
     from vlp.embed import Encoder
-    from vlp.models.pretrained import load
+    from vlp.trained import load
 
     plan = load_suite(suite, [*(overrides or []), *(set_ or [])])
     encoder = Encoder(
@@ -46,6 +47,25 @@ def evaluate(
     folder = out or default_out(checkpoint, name)
     run_suite(encoder, plan, out=folder, model_name=name, pretrained=weights.name if weights else "")
     typer.echo(str(folder / "results.jsonl"))
+
+
+@compare_app.command("compare", no_args_is_help=True)
+def compare(
+    dataset: Annotated[str, typer.Argument(help="name of the data set in the suite, e.g. openstax_figures-test")],
+    arms: Annotated[
+        list[str], typer.Argument(help="NAME=FOLDERS, one folder a seed; NAME=FOLDERS@tokens for token ranks")
+    ],
+    baseline: Annotated[str, typer.Option(help="name of the arm that the others are compared with")] = "clip",
+    n_boot: Annotated[int, typer.Option(help="bootstrap resamples")] = 10_000,
+) -> None:
+    """Compare arms on the same queries: mean R@{1,5,10} of both directions, paired bootstrap, spread over seeds.
+
+    Example: `vlp compare scenes-test 'clip=runs/out/clip-seed*' 'filip=runs/out/filip-seed*@tokens'`
+    """
+    from eval.compare import as_text, parse_arms
+    from eval.compare import compare as compared
+
+    typer.echo(as_text(compared(parse_arms(arms), baseline=baseline, dataset=dataset, n_boot=n_boot)))
 
 
 def default_out(checkpoint: str, name: str) -> Path:

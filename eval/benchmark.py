@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -26,6 +27,7 @@ class Outcome:
     ci95: dict[str, Interval] = field(default_factory=dict)
     chance: dict[str, float] = field(default_factory=dict)
     lower_is_better: frozenset[str] = frozenset()
+    head: str | None = None  # what scored: "global" (pooled features), "tokens", or a mixture; None: there is no choice
     templates_hash: str | None = None
     classes_hash: str | None = None
     skips: dict[str, int] = field(default_factory=dict)
@@ -44,13 +46,30 @@ class Outcome:
 
 
 class BenchmarkPart(Part):
-    """A benchmark on one data set. `dataset` is its name in records and the name of its folder."""
+    """A benchmark on one data set. `dataset` is its name in records and the name of its folder.
+
+    prefix: of a model with prefixes, the kind of source whose prefix the texts get; default "caption", also for class
+    names (2206.01125). "label" is a diagnostic; results of both can stand in one suite.
+    """
 
     task: ClassVar[str]
 
     dataset: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     data: DataField
     language: str = "en"
+    prefix: Literal["caption", "label"] | None = None
+
+    def prefixed(self, encoder: Encoder) -> AbstractContextManager[None]:
+        """While open, texts get the prefix asked for; ValueError for a model that has none."""
+        if self.prefix is None:
+            return nullcontext()
+        if getattr(encoder.dual, "prefix_kind", None) is None:
+            raise ValueError(
+                f"{self.dataset}: prefix: {self.prefix}, but this model has no prefixes; leave the line out, or train "
+                "with model.prefix=1"
+            )
+        within: AbstractContextManager[None] = encoder.dual.prefixed(self.prefix)
+        return within
 
     def measure(self, view: View) -> Outcome:
         """The benchmark's numbers for one model on one data set."""
@@ -59,4 +78,5 @@ class BenchmarkPart(Part):
     def run(self, model: Any) -> dict[str, float]:
         """Metric name to value, for a dual encoder or an Encoder, with nothing written."""
         encoder = model if isinstance(model, Encoder) else Encoder(model, quiet=True)
-        return self.measure(View(encoder, open_data(self.data), dataset=self.dataset)).metrics
+        with self.prefixed(encoder):
+            return self.measure(View(encoder, open_data(self.data), dataset=self.dataset)).metrics

@@ -17,7 +17,8 @@ from vlp.metrics.calibration import Calibration
 from vlp.registry import Named
 from vlp.text.templates import checked, read_names, read_templates, template_set
 
-AdapterPart = Annotated[ZeroShot, Named("vlp.adapters:ADAPTERS")]
+AdapterPart = Annotated[Any, Named("vlp.adapters:ADAPTERS")]
+TOKEN_BATCH = 256  # pictures whose tokens are scored at once, since they take so much more room
 SHOWN_PAIRS, SHOWN_EXAMPLES = 20, 4
 
 
@@ -43,12 +44,15 @@ class Classification(BenchmarkPart):
         """acc1, acc5, mean_per_class_recall and calibration."""
         task = Task(_names(self.names, view), _templates(self.templates, view))
         classifier = self.adapter.fit(view.encoder, task)
+        by_tokens = classifier.needs == "tokens"
+        inputs: Any = view.image_tokens().rows if by_tokens else view.image.__getitem__  # before one asks for labels
         # a set with repeated class names can only have indices as labels
         known = tuple(task.names) if len(set(task.names)) == len(task.names) else ()
         classes = view.labels(Labels(field=self.label, classes=known), purpose="scoring")
         accuracy, calibration = Accuracy(len(task.names)), Calibration(self.bins)
-        for rows, label in zip(classes.rows.split(self.batch), classes.label.split(self.batch)):
-            logits = classifier(view.image[rows])
+        step = min(self.batch, TOKEN_BATCH) if by_tokens else self.batch
+        for rows, label in zip(classes.rows.split(step), classes.label.split(step)):
+            logits = classifier(inputs(rows))
             accuracy.update(logits, label)
             calibration.update(logits, label)
         confusion = _confusion(accuracy, classes, task)
@@ -58,6 +62,7 @@ class Classification(BenchmarkPart):
             counts={"images": len(classes.rows), "classes": len(task.names), "templates": len(task.templates)},
             ci95=accuracy.intervals(n_boot=self.n_boot),
             chance=accuracy.chance(),
+            head=getattr(classifier, "head", None),
             templates_hash=task.templates_hash,
             classes_hash=task.names_hash,
             skips=classes.skips,

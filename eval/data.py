@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from pydantic import BeforeValidator, Field, model_validator
@@ -28,6 +28,9 @@ class Data(Part):
     source: SourcePart | None = None
     split: str = "test"  # of a folder in CLIP_benchmark's layout
     limit: int | None = Field(None, ge=1)  # only the first pictures
+    resize_mode: Literal["shortest", "longest", "squash"] | None = (
+        None  # in place of the model's: strips are not cropped
+    )
     made_by: str | None = None  # the command that makes the data: said when they are missing
 
     @model_validator(mode="after")
@@ -41,7 +44,7 @@ def _written_short(value: Any) -> Any:
     if isinstance(value, str):
         return {"path": value}
     if isinstance(value, Mapping) and "name" in value:
-        own = {key: value[key] for key in ("limit", "made_by") if key in value}
+        own = {key: value[key] for key in ("limit", "made_by", "resize_mode") if key in value}
         return {"source": {key: item for key, item in value.items() if key not in own}, **own}
     return value
 
@@ -55,6 +58,7 @@ class Opened(NamedTuple):
     records: Records
     names: tuple[str, ...] | None = None
     templates: tuple[str, ...] | None = None
+    resize_mode: str | None = None
 
 
 def open_data(data: Data, *, folders: Sequence[Path] = (Path(),)) -> Opened:
@@ -63,7 +67,7 @@ def open_data(data: Data, *, folders: Sequence[Path] = (Path(),)) -> Opened:
     if data.limit and data.limit < len(opened.records):
         first = np.arange(data.limit, dtype=np.int64)
         opened = opened._replace(records=Selected(opened.records, first, left_out="beyond_limit"))
-    return opened
+    return opened._replace(resize_mode=data.resize_mode)
 
 
 def _open_source(data: Data, folders: Sequence[Path]) -> Opened:

@@ -28,6 +28,8 @@ class Record(BaseModel):
     ci95: dict[str, tuple[float, float]] = {}  # per metric: 95 % bootstrap interval
     chance: dict[str, float] = {}  # per metric: what guessing reaches in expectation
     contains_chance: dict[str, bool] = {}  # per metric: the interval does not lie on the better side of chance
+    prefix: str | None = None  # kind of source whose prefix the texts had; null: the model has none
+    head: str | None = None  # what scored: "global" (pooled features), "tokens", or a mixture
     templates_hash: str | None = None
     classes_hash: str | None = None
     data_hash: str

@@ -2,92 +2,152 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from eval.alignments import alignments
 from eval.benchmark import BenchmarkPart, Outcome
+from eval.two_stage import TwoStage
 from eval.view import View
 from vlp.data.stages import Captions
-from vlp.metrics.recall import Ranks, RecallAtK, best_answers, retrieval_ranks
+from vlp.kernels.late import PadMax
+from vlp.metrics.recall import Found, Ranks, RecallAtK, best_answers, retrieval_ranks
 
 SHOWN_QUERIES, SHOWN_ANSWERS = 24, 5
+RANKS = {"global": "ranks.json", "tokens": "ranks_tokens.json"}  # of every query, for paired comparisons
+FILES = {"global": "retrieval", "tokens": "retrieval_tokens"}  # of examples, so that both heads can stand in one suite
+
+
+class Answers(NamedTuple):
+    """What one head made of a data set: ranks, and the best answers to the queries that are shown."""
+
+    ranks: Ranks
+    to_text: Found  # of pictures
+    to_image: Found  # of captions
 
 
 class Retrieval(BenchmarkPart):
     """Recall at k both ways: every caption asks for its picture; a picture finds any of its captions.
 
     Every caption in the first of `captions.fields` that holds text counts, lists whole.
+
+    `head: tokens` lets the pooled features choose `rerank` candidates for each query, which its tokens then order
+    (FILIP's late interaction): captions rank pictures by the mean over words of the best patch, pictures rank captions
+    by the mean over patches of the best word. What is no candidate keeps its pooled order behind them. `rerank: 0`
+    compares all pairs by tokens.
     """
 
     task: ClassVar[str] = "zeroshot_retrieval"
 
     captions: Captions = Captions()
     k: tuple[int, ...] = (1, 5, 10)
+    head: Literal["global", "tokens"] = "global"
+    rerank: int = Field(128, ge=0)
+    pad_max: PadMax = "exclude"  # zero: a patch may prefer padding, as in the authors' FILIP weights
     block: int = Field(256, ge=1)  # captions scored at once; no result depends on it
     n_boot: int = Field(1000, ge=1)
 
     def measure(self, view: View) -> Outcome:
         """Recalls and ranks; intervals draw pictures, since captions of one picture are not independent."""
+        if self.head == "tokens":
+            view.image_tokens()  # first, so that one pass makes features and tokens
         texts = view.texts(self.captions, purpose="scoring")
-        text = view.text_features(texts.captions)
         rows, place = torch.unique(texts.caption_image, return_inverse=True)  # pictures without captions leave
-        ranks = retrieval_ranks(view.image[rows], text, place, block=self.block)
+        answer = self._by_tokens if self.head == "tokens" else self._by_features
+        answers = answer(view, texts.captions, rows, place)
+        text = view.text_features(texts.captions)
         to_image = RecallAtK("image_retrieval", candidates=len(rows), k=self.k)
-        to_image.update(ranks.text_to_image, groups=place)
+        to_image.update(answers.ranks.text_to_image, groups=place)
         to_text = RecallAtK("text_retrieval", candidates=len(text), k=self.k)
-        to_text.update(ranks.image_to_text, positives=torch.bincount(place))
+        to_text.update(answers.ranks.image_to_text, positives=torch.bincount(place))
         both = (to_image, to_text)
-        shown = _examples(view.image[rows], text, place, ranks, rows, texts.captions)
+        shown = _examples(answers, place, rows, texts.captions)
+        aligned = alignments(view, rows, place, texts.captions)
+        by_tokens = {} if self.head == "global" else {"reranked": min(self.rerank or len(text), len(text))}
         return Outcome(
             metrics={name: value for part in both for name, value in part.compute().items()},
             n=len(rows),
-            counts={"images": len(rows), "texts": len(text)},
+            counts={"images": len(rows), "texts": len(text), **by_tokens},
             ci95={name: value for part in both for name, value in part.intervals(n_boot=self.n_boot).items()},
             chance={name: value for part in both for name, value in part.chance().items()},
             lower_is_better=to_image.lower_is_better | to_text.lower_is_better,
             skips=texts.skips,
             items={"captions": texts.captions, "caption_image": texts.caption_image.tolist()},
-            files={"retrieval.json": shown},
+            head=self.head,
+            files={
+                f"{FILES[self.head]}.json": shown,
+                RANKS[self.head]: self._ranks(view, answers, rows, place),
+                **({"alignment.json": aligned} if aligned else {}),
+            },
             text=text,
             shown=_pictures(shown),
         )
 
+    @staticmethod
+    def _ranks(view: View, answers: Answers, rows: Tensor, place: Tensor) -> dict[str, Any]:
+        places = view.places()
+        return {
+            "schema": 1,
+            "keys": [f"{places[row].shard}:{places[row].key}" for row in rows.tolist()],
+            "caption_image": place.tolist(),
+            "image_to_text": answers.ranks.image_to_text.tolist(),
+            "text_to_image": answers.ranks.text_to_image.tolist(),
+        }
 
-def _examples(
-    image: Tensor, text: Tensor, place: Tensor, ranks: Ranks, rows: Tensor, captions: list[str]
-) -> dict[str, Any]:
+    def _by_features(self, view: View, captions: list[str], rows: Tensor, place: Tensor) -> Answers:
+        image, text = view.image[rows], view.text_features(captions)
+        ranks = retrieval_ranks(image, text, place, block=self.block)
+        to_text = best_answers(image[_spread(len(image))], text, k=SHOWN_ANSWERS)
+        return Answers(ranks, to_text, best_answers(text[_spread(len(text))], image, k=SHOWN_ANSWERS))
+
+    def _by_tokens(self, view: View, captions: list[str], rows: Tensor, place: Tensor) -> Answers:
+        encoded = view.image_tokens()
+        if len(rows) < len(encoded.kept):
+            encoded = encoded.rows(rows)
+        stages = TwoStage(
+            encoded,
+            view.text_tokens(captions),
+            place,
+            rerank=self.rerank,
+            pad_max=self.pad_max,
+            block=self.block,
+            device=view.encoder.device,
+        )
+        to_text = stages.best("image", _spread(len(rows)), k=SHOWN_ANSWERS)
+        return Answers(stages.ranks(), to_text, stages.best("text", _spread(len(captions)), k=SHOWN_ANSWERS))
+
+
+def _examples(answers: Answers, place: Tensor, rows: Tensor, captions: list[str]) -> dict[str, Any]:
     """Queries evenly spread over the data set, whatever the model made of them, and their best answers."""
-    asked = _spread(len(text))
-    found = best_answers(text[asked], image, k=SHOWN_ANSWERS)
+    ranks, found = answers.ranks, answers.to_image
     to_image = [
         {
             "caption": query,
             "text": captions[query],
             "image": int(rows[place[query]]),
             "rank": int(ranks.text_to_image[query]),
-            "found": rows[answers].tolist(),
+            "found": rows[best].tolist(),
             "scores": scores.tolist(),
-            "correct": (answers == place[query]).tolist(),
+            "correct": (best == place[query]).tolist(),
         }
-        for query, answers, scores in zip(asked.tolist(), found.rows, found.scores)
+        for query, best, scores in zip(_spread(len(captions)).tolist(), found.rows, found.scores)
     ]
-    asked = _spread(len(image))
-    found = best_answers(image[asked], text, k=SHOWN_ANSWERS)
+    found = answers.to_text
     to_text = [
         {
             "image": int(rows[query]),
             "rank": int(ranks.image_to_text[query]),
-            "found": answers.tolist(),
-            "texts": [captions[answer] for answer in answers.tolist()],
+            "found": best.tolist(),
+            "texts": [captions[answer] for answer in best.tolist()],
             "scores": scores.tolist(),
-            "correct": (place[answers] == query).tolist(),
+            "correct": (place[best] == query).tolist(),
         }
-        for query, answers, scores in zip(asked.tolist(), found.rows, found.scores)
+        for query, best, scores in zip(_spread(len(rows)).tolist(), found.rows, found.scores)
     ]
-    sizes = {"num_images": len(image), "num_texts": len(text)}
+    sizes = {"num_images": len(rows), "num_texts": len(captions)}
     return {"schema": 1, "k": SHOWN_ANSWERS, **sizes, "text_to_image": to_image, "image_to_text": to_text}
 
 

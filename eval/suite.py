@@ -13,6 +13,9 @@ What `run_suite(encoder, suite, out=OUT)` leaves behind, for reports, search and
                                  text_to_image: {caption (row), text, image (row of its picture), rank,
                                                  found [k image rows], scores [k], correct [k bools]}
                                  image_to_text: {image (row), rank, found [k caption rows], texts [k], scores, correct}
+      retrieval_tokens.json      the same of a benchmark with `head: tokens`
+      alignment.json             of models trained with tokens: schema 1, pairs of a picture and a caption, see
+                                 `vlp.explain.Alignment.to_json`; with image, caption (rows) and picture (base64 JPEG)
       confusion.json             schema 1, names, support, recall [C] (null without samples), and the most frequent
                                  mistakes, pairs: {true, predicted (classes), count, examples [image rows]}
       thumbnails/<row>.jpg       every picture row that the two files above name, longest side 160
@@ -88,6 +91,8 @@ def run_suite(
     once, and the seconds of the first benchmark on a data set include it.
     """
     encoder = model if isinstance(model, Encoder) else Encoder(model)
+    for part in suite.benchmarks:
+        part.prefixed(encoder)  # refused before anything is read
     opened = {part.dataset: open_data(part.data, folders=suite.data_folders()) for part in suite.benchmarks}
     provenance = {
         "model": model_name,
@@ -103,14 +108,17 @@ def run_suite(
         outcomes = []
         for part in parts:
             began, reads = time.perf_counter(), view.label_reads.total()
-            outcomes.append(part.measure(view))
+            with part.prefixed(encoder):
+                outcomes.append(part.measure(view))
+                prefix = getattr(encoder.dual, "prefix_kind", None)
             spent = {
                 "seconds": round(time.perf_counter() - began, 3),
                 "test_label_reads": view.label_reads.total() - reads,
             }
-            records.append(make_record(part, view, outcomes[-1], **spent, **provenance))
+            records.append(make_record(part, view, outcomes[-1], prefix=prefix, **spent, **provenance))
         if dist.is_main():
-            artefacts.write(out / "eval" / dataset, view, parts[0].data, outcomes)
+            main_last = sorted(zip(parts, outcomes), key=lambda pair: pair[0].prefix != "label")  # later files stay
+            artefacts.write(out / "eval" / dataset, view, parts[0].data, [outcome for _, outcome in main_last])
             for row in records[-len(parts) :]:
                 record.append(row, out / "results.jsonl")
     if dist.is_main():
@@ -131,6 +139,7 @@ def make_record(part: BenchmarkPart, view: View, outcome: Outcome, **provenance:
         ci95={name: (interval.low, interval.high) for name, interval in outcome.ci95.items()},
         chance=outcome.chance,
         contains_chance=outcome.contains_chance(),
+        head=outcome.head,
         templates_hash=outcome.templates_hash,
         classes_hash=outcome.classes_hash,
         data_hash=view.opened.records.fingerprint,
@@ -147,7 +156,9 @@ def as_table(records: Sequence[Record], *, title: str) -> Table:
         table.add_column(heading, justify="left" if heading == "metric" else "right", no_wrap=True)
     for row in records:
         table.add_section()
-        table.add_row(f"[bold]{row.dataset}[/] n = {row.n}")
+        how = [f"{row.prefix} prefix"] if row.prefix else []
+        how += [f"by {row.head}"] if row.head not in (None, "global") else []
+        table.add_row(", ".join([f"[bold]{row.dataset}[/] n = {row.n}", *how]))
         for name, value in row.metrics.items():
             interval = row.ci95.get(name)
             star = "*" if row.contains_chance.get(name) else " "

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -16,9 +17,11 @@ from eval.data import Opened
 from vlp.data.schema import DataError
 from vlp.data.stages import Captions, Fields, Labels
 from vlp.embed import Encoded, Encoder
+from vlp.token_store import ImageTokens, TextTokens
 from vlp.types import BadSampleError
 
 T = TypeVar("T")
+E = TypeVar("E", Encoded, ImageTokens)
 
 
 class Texts(NamedTuple):
@@ -63,6 +66,18 @@ class View:
     def image(self) -> Float[Tensor, "N D"]:
         return self.encoded.features
 
+    def image_tokens(self, *, reduce: bool = True) -> ImageTokens:
+        """Features and tokens of the pictures; asked for before `encoded`, they save a second pass."""
+        return self._once(
+            ("image tokens", reduce),
+            lambda: self._checked(self._encode_tokens(reduce)),
+        )
+
+    def text_tokens(self, captions: list[str]) -> TextTokens:
+        """Features, tokens and mask of captions, encoded once for all benchmarks that use the same ones."""
+        kind = getattr(self.encoder.dual, "prefix_kind", None)
+        return self._once(("text tokens", kind, tuple(captions)), lambda: self.encoder.text_tokens(captions))
+
     def texts(self, fields: Captions, *, purpose: str) -> Texts:
         """All captions in `fields`. Which caption belongs to which picture is a label, so reading it is counted."""
         self.label_reads[purpose] += 1
@@ -70,7 +85,12 @@ class View:
 
     def text_features(self, captions: list[str]) -> Float[Tensor, "M D"]:
         """Features of captions, encoded once for all benchmarks that use the same ones."""
-        return self._once(("text", tuple(captions)), lambda: self.encoder.texts(captions))
+        kind = getattr(self.encoder.dual, "prefix_kind", None)  # whose prefix they get
+        made = self._made.get(("text tokens", kind, tuple(captions)))
+        return self._once(
+            ("text", kind, tuple(captions)),
+            lambda: made.features if isinstance(made, TextTokens) else self.encoder.texts(captions),
+        )
 
     def labels(self, labels: Labels, *, purpose: str) -> Classes:
         """Class indices; `purpose` says in the record what they were read for."""
@@ -82,11 +102,32 @@ class View:
         return self._once("places", self._read_places)
 
     def _encode(self) -> Encoded:
-        encoded = self.encoder.images(self.opened.records)
+        for reduce in (True, False):
+            if isinstance(made := self._made.get(("image tokens", reduce)), ImageTokens):
+                return Encoded(made.features, made.kept, made.skips)
+        with self._resized():
+            return self._checked(self.encoder.images(self.opened.records))
+
+    def _encode_tokens(self, reduce: bool) -> ImageTokens:
+        with self._resized():
+            return self.encoder.image_tokens(self.opened.records, reduce=reduce)
+
+    @contextmanager
+    def _resized(self) -> Iterator[None]:
+        """While open, pictures are brought to size as the data ask for, not as the model was trained."""
+        dual = self.encoder.dual
+        own = dual.transform
+        if self.opened.resize_mode is not None:
+            dual.transform = own.model_copy(update={"resize_mode": self.opened.resize_mode})
+        try:
+            yield
+        finally:
+            dual.transform = own
+
+    def _checked(self, encoded: E) -> E:
         if not encoded.kept:
-            raise DataError(
-                f"{self.dataset}: none of {len(self.opened.records)} pictures could be read: {encoded.reasons()}"
-            )
+            counts = dict(Counter(skip.reason for skip in encoded.skips))
+            raise DataError(f"{self.dataset}: none of {len(self.opened.records)} pictures could be read: {counts}")
         return encoded
 
     def _read_texts(self, fields: Captions) -> Texts:
@@ -119,8 +160,16 @@ class View:
     def _read_places(self) -> list[Place]:
         return [Place(*self.opened.records.name(index), index) for index in self.encoded.kept]
 
+    @property
+    def resize_mode(self) -> str:
+        """How pictures were brought to size."""
+        return str(self.opened.resize_mode or self.encoder.dual.transform.resize_mode)
+
+    def fields(self, row: int, names: Sequence[str], *, raw: Sequence[str] = ()) -> Fields:
+        """The text members of the sample of a row, and its members `raw` as bytes; its picture is not read again."""
+        return self._fields(self.encoded.kept[row], (*names, *raw))
+
     def _fields(self, index: int, names: Sequence[str]) -> Fields:
-        """The text members of a sample; its picture is not read again."""
         return Fields(self.opened.records.read(index, {"json", *names}))
 
     def _once(self, key: Hashable, make: Callable[[], T]) -> T:

@@ -17,14 +17,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import normalize
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from vlp import dist
 from vlp.feature_cache import FeatureCache
 from vlp.log import console
-from vlp.pictures import Pictures, fingerprint, read_picture, where
+from vlp.pictures import Decoded, Pictures, Pixels, fingerprint, stack
 from vlp.progress import progress
-from vlp.types import BadSampleError, Skip
+from vlp.text.batches import by_length, pad, round_up
+from vlp.token_store import ImageTokens, TextTokens, TokenStore
+from vlp.types import Skip
 
 Precision = Literal["fp32", "bf16", "fp16"]
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -59,6 +61,7 @@ class Encoder:
         precision: Precision = "fp32",
         cache: Path | None = None,
         cache_dtype: Literal["fp32", "fp16"] = "fp32",
+        token_gb: float = 4.0,
         quiet: bool = False,
     ) -> None:
         if batch_size < 1:
@@ -66,6 +69,7 @@ class Encoder:
         self.dual = dual.to(device)
         self.device = torch.device(device)
         self.batch_size, self.workers, self.precision, self.quiet = batch_size, workers, precision, quiet
+        self.token_gb = token_gb  # most that the tokens of one call may take
         self.cache = FeatureCache(cache, dtype=cache_dtype) if cache is not None else None
 
     @property
@@ -96,7 +100,44 @@ class Encoder:
             return torch.empty(0, 0)
         data = hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest() if self.cache else None
         encode: Callable[[], Encoded] = lambda: Encoded(self._encode_texts(texts), list(range(len(texts))), [])  # noqa: E731
-        return self._cached("text", data, self.dual.tokenizer.fingerprint, encode).features
+        reader = "/".join(filter(None, (self.dual.tokenizer.fingerprint, getattr(self.dual, "prefix_kind", None))))
+        return self._cached("text", data, reader, encode).features
+
+    def image_tokens(self, pictures: Pictures, *, reduce: bool = True) -> ImageTokens:
+        """Features [n, D] and unit tokens [n, P, D] in the joint space, as `images` otherwise; never cached on disk.
+
+        A model with a head that reduces patches to fewer tokens (Wukong) gives those, its patches with `reduce=False`.
+        Every process holds all tokens in fp16: n * P * D * 2 bytes, which more than `token_gb` is refused.
+        """
+        store = TokenStore(len(pictures), limit_gb=self.token_gb, what="pictures")
+        head = reducer(self.dual) if reduce else None
+        own = self._over_pictures(pictures, lambda batch, image: store.add(batch, *self._image_tokens(image, head)))
+        store.share()
+        shares = dist.gather_object(own)
+        kept = sorted(place for share in shares for place in share[0])
+        skips = self._told([skip for share in shares for skip in share[1]], pictures)
+        return ImageTokens(*store.keep(kept), kept, skips)
+
+    def text_tokens(self, texts: Sequence[str]) -> TextTokens:
+        """Features [n, D], unit tokens [n, T, D] (zero behind the end) and their mask, in order, equal texts once.
+
+        Every process holds n * T * D * 2 bytes, T one more than the longest text has, but not above the context; more
+        than `token_gb` is refused.
+        """
+        unique = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+        ids = self.dual.tokenizer.encode(list(unique))
+        length = min(max(map(len, ids), default=0) + 1, self.dual.tokenizer.context)
+        store = TokenStore(len(unique), limit_gb=self.token_gb, what="texts", length=length)
+        with self._running():
+            for places, padded, mask in self._text_batches(ids):
+                features, tokens, _ = self.dual.encode_text_tokens(padded, mask)
+                store.add(places, self._finish(features), self._finish(tokens))
+        store.share()
+        found = TextTokens(store.features, store.tokens, store.real())
+        if len(unique) == len(texts):
+            return found
+        rows = [unique[text] for text in texts]
+        return TextTokens(*(part[rows] for part in found))
 
     def _cached(self, kind: str, data: str | None, reader: str, encode: Callable[[], Encoded]) -> Encoded:
         if self.cache is None or data is None:
@@ -119,51 +160,74 @@ class Encoder:
         return found
 
     def _encode_images(self, pictures: Pictures) -> Encoded:
+        rows = list[Tensor]()
+        kept, skips = self._over_pictures(
+            pictures, lambda _, image: rows.append(self._finish(self.dual.encode_image(image)))
+        )
+        shares = dist.gather_object((torch.cat(rows) if rows else None, kept, skips))
+        whole = _in_order([(share[0], share[1]) for share in shares])
+        return Encoded(*whole, self._told([skip for share in shares for skip in share[2]], pictures))
+
+    def _over_pictures(
+        self, pictures: Pictures, take: Callable[[list[int], Tensor], None]
+    ) -> tuple[list[int], list[Skip]]:
+        """Hands this process's share to `take` (places, uint8 [b, 3, H, W] on the device); places and skips."""
         mine = range(dist.rank(), len(pictures), dist.world())
         loader: DataLoader[Any] = DataLoader(
-            _Decoded(pictures, self.dual.transform),
+            Decoded(pictures, self.dual.transform),
             batch_size=self.batch_size,
             sampler=mine,
             num_workers=min(self.workers, -(-len(mine) // self.batch_size)),
-            collate_fn=_stack,
+            collate_fn=stack,
             pin_memory=self.device.type == "cuda",
         )
-        rows, kept, skips = [], list[int](), list[Skip]()
-        batches = progress(loader, total=len(mine), size=_Pixels.looked_at, what="pictures", quiet=self.quiet)
+        kept, skips = list[int](), list[Skip]()
+        batches = progress(loader, total=len(mine), size=Pixels.looked_at, what="pictures", quiet=self.quiet)
         with self._running():
             for batch in batches:
                 skips += batch.skips
-                if batch.kept:
+                if batch.image is not None:
                     kept += batch.kept
-                    image = batch.image.to(self.device, non_blocking=True)
-                    rows.append(self._finish(self.dual.encode_image(image)))
-        shares = dist.gather_object((torch.cat(rows) if rows else None, kept, skips))
-        whole = _in_order([(share[0], share[1]) for share in shares])
-        found = Encoded(*whole, [skip for share in shares for skip in share[2]])
-        if found.skips and not self.quiet and dist.is_main():
-            console.print(
-                f"left out {len(found.skips)} of {len(pictures)} pictures: {found.reasons()}", highlight=False
-            )
-        return found
+                    take(batch.kept, batch.image.to(self.device, non_blocking=True))
+        return kept, skips
+
+    def _told(self, skips: list[Skip], pictures: Pictures) -> list[Skip]:
+        """The same skips, said aloud."""
+        if skips and not self.quiet and dist.is_main():
+            counts = dict(Counter(skip.reason for skip in skips))
+            console.print(f"left out {len(skips)} of {len(pictures)} pictures: {counts}", highlight=False)
+        return skips
+
+    def _image_tokens(self, image: Tensor, head: Any) -> tuple[Tensor, Tensor]:
+        if head is None:
+            features, tokens = self.dual.encode_image_tokens(image)
+        else:
+            out = self.dual.image_tower.run(self.dual.pixels(image), tokens=True)
+            features, tokens = out.pooled, head.tokens(out.hidden)
+        return self._finish(features), self._finish(tokens)
 
     def _encode_texts(self, texts: Sequence[str]) -> Tensor:
         unique = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-        ids = self.dual.tokenizer.encode(list(unique))
-        context = self.dual.tokenizer.context
-        # a tower that does not trim pads every text to its whole context, so short texts cost as much as long ones
-        shortest = 1 if self.dual.trims else context
-        widths = [min(_width(max(len(row), shortest)), context) for row in ids]
-        batches = _by_length(widths, budget=self.batch_size * context)[dist.rank() :: dist.world()]
         rows, places = [], list[int]()
-        total = sum(map(len, batches))
         with self._running():
-            for batch in progress(batches, total=total, size=len, what="texts", quiet=self.quiet):
-                padded, mask = _pad([ids[row] for row in batch], self.dual.tokenizer)
-                rows.append(self._finish(self.dual.encode_text(padded.to(self.device), mask.to(self.device))))
+            for batch, padded, mask in self._text_batches(self.dual.tokenizer.encode(list(unique))):
+                rows.append(self._finish(self.dual.encode_text(padded, mask)))
                 places += batch
         shares = dist.gather_object((torch.cat(rows) if rows else None, places))
         features, _ = _in_order(shares)
         return features[[unique[text] for text in texts]]
+
+    def _text_batches(self, ids: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+        """This process's share in order of length: places, ids [b, T] and mask on the device."""
+        context = self.dual.tokenizer.context
+        # a tower that does not trim pads every text to its whole context, so short texts cost as much as long ones
+        shortest = 1 if self.dual.trims else context
+        widths = [min(round_up(max(len(row), shortest)), context) for row in ids]
+        batches = by_length(widths, budget=self.batch_size * context)[dist.rank() :: dist.world()]
+        total = sum(map(len, batches))
+        for batch in progress(batches, total=total, size=len, what="texts", quiet=self.quiet):
+            padded, mask = pad([ids[row] for row in batch], self.dual.tokenizer)
+            yield batch, padded.to(self.device), mask.to(self.device)
 
     def _finish(self, features: Tensor) -> Tensor:
         found = normalize(features.float(), dim=-1).cpu()
@@ -186,37 +250,9 @@ class Encoder:
             _restore(modes)
 
 
-class _Pixels(NamedTuple):
-    """One batch from the loader: uint8 [B, 3, H, W] of what could be read."""
-
-    image: Tensor | None
-    kept: list[int]
-    skips: list[Skip]
-
-    def looked_at(self) -> int:
-        return len(self.kept) + len(self.skips)
-
-
-class _Decoded(Dataset[Any]):
-    """Position -> pixels or the reason why there are none; runs in the loader's workers."""
-
-    def __init__(self, pictures: Pictures, transform: Callable[[Any], Tensor]) -> None:
-        self.pictures, self.transform = pictures, transform
-
-    def __getitem__(self, index: int) -> tuple[int, Tensor | Skip]:
-        picture = None
-        try:
-            picture = self.pictures[index]
-            return index, self.transform(read_picture(picture))
-        except BadSampleError as error:
-            shard, key = where(picture, index)
-            return index, Skip(error.reason, "", shard, key, error.detail)
-
-
-def _stack(items: Sequence[tuple[int, Tensor | Skip]]) -> _Pixels:
-    good = [(index, value) for index, value in items if isinstance(value, Tensor)]
-    image = torch.stack([value for _, value in good]) if good else None
-    return _Pixels(image, [index for index, _ in good], [value for _, value in items if isinstance(value, Skip)])
+def reducer(dual: Any) -> Any:
+    """The head that makes fewer tokens of the patches (Wukong), or None."""
+    return dict(getattr(dual, "heads", {})).get("wukong")
 
 
 def _in_order(shares: Sequence[tuple[Tensor | None, list[int]]]) -> tuple[Tensor, list[int]]:
@@ -227,30 +263,6 @@ def _in_order(shares: Sequence[tuple[Tensor | None, list[int]]]) -> tuple[Tensor
     places = torch.tensor([place for _, share in shares for place in share])
     order = places.argsort()
     return torch.cat(rows)[order], places[order].tolist()
-
-
-def _by_length(widths: Sequence[int], *, budget: int) -> list[list[int]]:
-    """Rows in order of their padded length, cut into batches of at most `budget` tokens."""
-    batches: list[list[int]] = []
-    for row in sorted(range(len(widths)), key=lambda row: widths[row]):
-        if not batches or (len(batches[-1]) + 1) * widths[row] > budget:
-            batches.append([])
-        batches[-1].append(row)
-    return batches
-
-
-def _pad(ids: Sequence[Sequence[int]], tokenizer: Any) -> tuple[Tensor, Tensor]:
-    """Ids [n, T] and the mask of real tokens, T the longest rounded up to 8, but not above the context."""
-    width = min(_width(max(map(len, ids))), tokenizer.context)
-    padded = torch.full((len(ids), width), tokenizer.pad)
-    for row, tokens in enumerate(ids):
-        padded[row, : len(tokens)] = torch.tensor(tokens)
-    lengths = torch.tensor([len(tokens) for tokens in ids])
-    return padded, torch.arange(width) < lengths[:, None]
-
-
-def _width(length: int) -> int:
-    return -(-length // 8) * 8
 
 
 def _restore(modes: Sequence[tuple[nn.Module, bool]]) -> None:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
 
 from vlp.data.stages import image_bytes
-from vlp.types import Sample
+from vlp.types import BadSampleError, Sample, Skip
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -55,3 +60,36 @@ def fingerprint(pictures: Pictures) -> str | None:
         assert isinstance(content, bytes)
         digest.update(hashlib.sha256(content).digest())
     return digest.hexdigest()
+
+
+class Pixels(NamedTuple):
+    """One batch from the loader: uint8 [B, 3, H, W] of what could be read."""
+
+    image: Tensor | None
+    kept: list[int]
+    skips: list[Skip]
+
+    def looked_at(self) -> int:
+        return len(self.kept) + len(self.skips)
+
+
+class Decoded(Dataset[Any]):
+    """Position -> pixels or the reason why there are none; runs in the loader's workers."""
+
+    def __init__(self, pictures: Pictures, transform: Callable[[Any], Tensor]) -> None:
+        self.pictures, self.transform = pictures, transform
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor | Skip]:
+        picture = None
+        try:
+            picture = self.pictures[index]
+            return index, self.transform(read_picture(picture))
+        except BadSampleError as error:
+            shard, key = where(picture, index)
+            return index, Skip(error.reason, "", shard, key, error.detail)
+
+
+def stack(items: Sequence[tuple[int, Tensor | Skip]]) -> Pixels:
+    good = [(index, value) for index, value in items if isinstance(value, Tensor)]
+    image = torch.stack([value for _, value in good]) if good else None
+    return Pixels(image, [index for index, _ in good], [value for _, value in items if isinstance(value, Skip)])

@@ -4,4 +4,10 @@ from __future__ import annotations
 
 from vlp.registry import Table
 
-ADAPTERS = Table("adapter", {"zeroshot": "vlp.adapters.zeroshot:ZeroShot"})
+ADAPTERS = Table(
+    "adapter",
+    {
+        "zeroshot": "vlp.adapters.zeroshot:ZeroShot",
+        "token_zeroshot": "vlp.adapters.token_zeroshot:TokenZeroShot",
+    },
+)

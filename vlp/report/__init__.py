@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from vlp.report import grids, progress, provenance, results
+from vlp.report import alignment, grids, progress, provenance, results
 from vlp.report.page import Html, document, figure, tag
-from vlp.report.read import RunFolder, read_run
+from vlp.report.read import RunFolder, by_tokens, read_run
 
 __all__ = ["write_report"]
 
@@ -33,6 +33,8 @@ def render(run: RunFolder) -> str:
         progress.training(run.steps),
         progress.measured(run.results),
         *(grids.retrieval(artefacts, thumbnails) for artefacts in run.artefacts),
+        *(grids.retrieval(by_tokens(artefacts), thumbnails) for artefacts in run.artefacts),
+        *(alignment.grids(artefacts) for artefacts in run.artefacts),
         *(grids.confusion(artefacts, thumbnails) for artefacts in run.artefacts),
         progress.seconds(run.steps, run.results),
         provenance.skipped(run.skips, latest),

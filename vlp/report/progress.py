@@ -103,7 +103,9 @@ def measured(records: Sequence[Record]) -> Html:
         step = number(record.get("step"))
         if step is None:
             continue
-        lines = groups.setdefault((str(record.get("dataset")), str(record.get("task"))), {})
+        task = str(record.get("task")) + (f", {record['prefix']} prefix" if record.get("prefix") else "")
+        task += "" if record.get("head") in (None, "global") else f", by {record['head']}"
+        lines = groups.setdefault((str(record.get("dataset")), task), {})
         for name, value in (record.get("metrics") or {}).items():
             if (found := number(value)) is not None:
                 lines.setdefault(name, []).append((step, found))

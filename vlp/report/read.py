@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ class Artefacts:
     folder: Path
     items: Mapping[str, Any] = field(default_factory=dict)
     retrieval: Mapping[str, Any] = field(default_factory=dict)
+    retrieval_tokens: Mapping[str, Any] = field(default_factory=dict)
+    alignment: Mapping[str, Any] = field(default_factory=dict)
     confusion: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -38,8 +40,9 @@ class RunFolder:
 
     @property
     def latest(self) -> list[dict[str, Any]]:
-        """Of each data set and task the last record: the measures of the run as it stands."""
-        return list({(r.get("dataset"), r.get("task")): r for r in self.results}.values())
+        """Of each data set, task, prefix and head the last record: the measures of the run as it stands."""
+        keys = ("dataset", "task", "prefix")
+        return list({(*map(r.get, keys), r.get("head") or "global"): r for r in self.results}.values())
 
 
 def read_run(folder: Path) -> RunFolder:
@@ -75,8 +78,14 @@ def _skips(path: Path) -> Counter[str]:
 
 
 def _artefacts(folder: Path) -> Artefacts:
-    parts = {name: _object(folder / f"{name}.json") for name in ("items", "retrieval", "confusion")}
+    names = ("items", "retrieval", "retrieval_tokens", "alignment", "confusion")
+    parts = {name: _object(folder / f"{name}.json") for name in names}
     return Artefacts(str(parts["items"].get("dataset") or folder.name), folder, **parts)
+
+
+def by_tokens(artefacts: Artefacts) -> Artefacts:
+    """The same data set with what its queries find by tokens, under a name that says so."""
+    return replace(artefacts, name=f"{artefacts.name}, by tokens", retrieval=artefacts.retrieval_tokens)
 
 
 def _provenance(folder: Path) -> dict[str, Any]:

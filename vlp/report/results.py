@@ -80,7 +80,7 @@ def _tile(record: Record, metric: str, title: str) -> Html:
         tag("b", share(metric, number(record["metrics"][metric]))),
         tag("div", f"95 %: {_range(metric, pair)}", class_="how") if pair else None,
         tag("div", f"chance {share(metric, chance)}", class_="how") if chance is not None else None,
-        tag("div", f"{figure(record.get('n'))} pictures of {record.get('dataset', '')}", class_="how"),
+        tag("div", f"{figure(record.get('n'))} pictures of {record.get('dataset', '')}{_head(record)}", class_="how"),
         CONTAINS_CHANCE if contains_chance(record, metric) else None,
         class_="tile",
     )
@@ -108,7 +108,13 @@ def _table(records: Sequence[Record]) -> Html:
 
 
 def _task(record: Record) -> str:
-    return str(record.get("task", "")).replace("zeroshot_", "zero-shot ").replace("_", " ")
+    task = str(record.get("task", "")).replace("zeroshot_", "zero-shot ").replace("_", " ")
+    task = f"{task}, {record['prefix']} prefix" if record.get("prefix") else task
+    return task + _head(record)
+
+
+def _head(record: Record) -> str:
+    return "" if record.get("head") in (None, "global") else f", by {record['head']}"
 
 
 def _cells(record: Record, metric: str, value: float | None) -> list[Any]:

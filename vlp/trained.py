@@ -1,0 +1,59 @@
+"""A saved model with what its run knows of it: which losses taught it, and a head that its tokens go through."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vlp import config
+from vlp.losses import LOSSES
+from vlp.losses.loss import Loss
+from vlp.losses.objective import Objective
+from vlp.models import pretrained
+from vlp.models.dual import Dual
+from vlp.models.state import load_strict, read_weights
+
+TOKENS = frozenset({"image_tokens", "text_tokens"})  # who needs one of these compares patches with words
+EVALUATED = ("wukong",)  # heads that evaluation runs
+
+
+def load(path: Path | str, *, weights: Path | str | None = None) -> Dual:
+    """As `pretrained.load`; of a run of ours `dual.needs` says what its losses read, and evaluated heads are there."""
+    dual = pretrained.load(path, weights=weights)
+    objective = losses_of(path) if weights is None else ()
+    if objective:
+        _restore_heads(dual, Objective(objective), pretrained.model_folder(Path(path)) / pretrained.HEADS_FILE)
+        dual.set_needs(Objective(objective).needs - {"bias"})
+    return dual
+
+
+def losses_of(path: Path | str) -> tuple[Loss, ...]:
+    """The losses of the run that made the model at `path`, from the configuration beside it; () if there is none."""
+    if not Path(path).exists():
+        return ()
+    folder = pretrained.model_folder(Path(path))
+    found = next((f for f in (folder.parent / "config.yaml", Path(path) / "config.yaml") if f.is_file()), None)
+    specs: Any = config.read_yaml(found).get("losses") if found else None
+    return tuple(LOSSES.build(spec) for spec in specs or ())
+
+
+def token_losses(losses: tuple[Loss, ...]) -> tuple[str, ...]:
+    """Names of those losses that compare patches with texts."""
+    return tuple(loss.name for loss in losses if loss.needs & TOKENS)
+
+
+def knows_tokens(dual: Any) -> bool:
+    """Whether a loss of the run that `dual` comes from, or is in, compares patches with texts."""
+    return bool(frozenset(getattr(dual, "needs", ())) & TOKENS)
+
+
+def _restore_heads(dual: Dual, objective: Objective, file: Path) -> None:
+    made = {name: head for name, head in objective.heads(dual).items() if name in EVALUATED}
+    if not made:
+        return
+    state = read_weights(file)
+    for name, head in made.items():
+        own = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
+        load_strict(head, own, where=f"{file}: {name}")
+    dual.heads.update(made)
+    dual.eval()
