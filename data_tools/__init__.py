@@ -12,6 +12,7 @@ TOOLS = Table(
         "index": "data_tools.indexing:Index",
         "verify": "data_tools.verify:Verify",
         "stats": "data_tools.stats:Stats",
+        "teach": "data_tools.teach:Teach",
     },
 )
 

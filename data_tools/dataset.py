@@ -36,7 +36,9 @@ class Written(NamedTuple):
     complete: bool  # False while other shard ranges are missing: no dataset.json yet
 
 
-class _Task(NamedTuple):
+class Task(NamedTuple):
+    """One shard to write, of inputs start..stop; one on disk with this digest is the one asked for."""
+
     shard: Path
     start: int
     stop: int
@@ -61,20 +63,43 @@ def write_dataset(
     of workers. `shard_range=(i, n)` writes every n-th shard from i: n such calls, anywhere, and the last one to finish
     writes `dataset.json`.
     """
-    if count < 1:
-        raise DataError(f"{out}: nothing to write: there are no inputs")
     made_by = {**made_by, "versions": versions()}
     digest = digest_of({"made_by": made_by, "count": count, "shard_size": shard_size, "name": name})
+    return write_tasks(
+        out,
+        maker,
+        _plan(out, count, shard_size, digest),
+        name=name,
+        made_by=made_by | {"digest": digest},
+        workers=workers,
+        shard_range=shard_range,
+        overwrite=overwrite,
+    )
+
+
+def write_tasks(
+    out: Path,
+    maker: Maker,
+    tasks: Sequence[Task],
+    *,
+    name: str,
+    made_by: dict[str, Any],
+    workers: int = 1,
+    shard_range: tuple[int, int] = (0, 1),
+    overwrite: bool = False,
+) -> Written:
+    """The shards of `tasks`, all of them in `out`; those that are there already stay."""
+    if not tasks:
+        raise DataError(f"{out}: nothing to write: there are no inputs")
     out.mkdir(parents=True, exist_ok=True)
-    tasks = _plan(out, count, shard_size, digest)
-    _check_folder(out, digest, overwrite=overwrite)
+    _check_folder(out, {task.digest for task in tasks}, overwrite=overwrite)
     mine = [task for number, task in enumerate(tasks) if number % shard_range[1] == shard_range[0]]
-    rows = {task.shard: row for task in mine if (row := read_row(task.shard, digest))}
+    rows = {task.shard: row for task in mine if (row := read_row(task.shard, task.digest))}
     kept = len(rows)
     todo = [task for task in mine if task.shard not in rows]
     for row in progress(_run(maker, todo, workers), total=len(todo), label=f"{name}: shards"):
         rows[out / row.entry.file] = row
-    return _finish(out, name, tasks, rows, kept, made_by | {"digest": digest})
+    return _finish(out, name, tasks, rows, kept, made_by)
 
 
 def versions() -> dict[str, str]:
@@ -83,15 +108,15 @@ def versions() -> dict[str, str]:
     return {"python": ".".join(platform.python_version_tuple()[:2]), **packages}
 
 
-def _plan(out: Path, count: int, shard_size: int, digest: str) -> list[_Task]:
+def _plan(out: Path, count: int, shard_size: int, digest: str) -> list[Task]:
     starts = range(0, count, shard_size)
-    return [_Task(out / f"{i:06d}.tar", s, min(s + shard_size, count), digest) for i, s in enumerate(starts)]
+    return [Task(out / f"{i:06d}.tar", s, min(s + shard_size, count), digest) for i, s in enumerate(starts)]
 
 
-def _check_folder(out: Path, digest: str, *, overwrite: bool) -> None:
+def _check_folder(out: Path, digests: set[str], *, overwrite: bool) -> None:
     """Refuses a folder with shards of another making; with `overwrite` removes them first."""
     rows = sorted((out / ".rows").glob("*.json"))
-    ours = (out / ".rows").is_dir() and all(_digest_in(row) == digest for row in rows)
+    ours = (out / ".rows").is_dir() and all(_digest_in(row) in digests for row in rows)
     if not ours and (rows or any(out.glob("*.tar"))):
         if not overwrite:
             raise DataError(f"{out}: holds shards made with other settings; choose another folder, or --overwrite them")
@@ -107,7 +132,7 @@ def _digest_in(row: Path) -> str | None:
         return None
 
 
-def _run(maker: Maker, tasks: Sequence[_Task], workers: int) -> Iterator[Row]:
+def _run(maker: Maker, tasks: Sequence[Task], workers: int) -> Iterator[Row]:
     if workers <= 1 or len(tasks) <= 1:
         for task in tasks:
             yield _work(maker, task)
@@ -123,13 +148,13 @@ def _run(maker: Maker, tasks: Sequence[_Task], workers: int) -> Iterator[Row]:
             raise
 
 
-def _work(maker: Maker, task: _Task) -> Row:
+def _work(maker: Maker, task: Task) -> Row:
     items = maker.items(task.start, task.stop)
     return write_shard(task.shard, items, digest=task.digest, start=task.start, stop=task.stop)
 
 
 def _finish(
-    out: Path, name: str, tasks: Sequence[_Task], rows: dict[Path, Row], kept: int, made_by: dict[str, Any]
+    out: Path, name: str, tasks: Sequence[Task], rows: dict[Path, Row], kept: int, made_by: dict[str, Any]
 ) -> Written:
     everything = [rows.get(task.shard) or read_row(task.shard, task.digest) for task in tasks]
     done = [row for row in everything if row is not None]

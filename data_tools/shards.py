@@ -57,11 +57,17 @@ def _index(shard: Path) -> shard_index.ShardIndex:
     return shard_index.build(shard)
 
 
+def open_index(shard: Path) -> shard_index.ShardIndex:
+    """The index of a shard; DataError if the tar is damaged."""
+    built = _index(shard)
+    shard_index.check(shard, built)
+    return built
+
+
 def samples(shard: Path, *, only: Sequence[str] = (), built: shard_index.ShardIndex | None = None) -> Iterator[Raw]:
     """The samples of a shard in order (`only` these members, when given); DataError if the tar is damaged."""
     if built is None:
-        built = _index(shard)
-        shard_index.check(shard, built)
+        built = open_index(shard)
     with open(shard, "rb") as file:
         for number, key in enumerate(built.keys()):
             members = {}

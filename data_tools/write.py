@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
+from data_tools.texts import parse_json
 from vlp.data import index as shard_index
 from vlp.data.schema import DataError, ShardEntry, shard_entry, write_atomic
 
@@ -185,7 +186,7 @@ def _records(items: Iterable[Record | Reject], skips: list[Reject]) -> Iterator[
 
 
 def _json_fields(record: Record) -> set[str]:
-    return {f"json.{name}" for name in json.loads(record.members["json"])} if "json" in record.members else set()
+    return {f"json.{name}" for name in parse_json(record.members)}
 
 
 def digest_of(value: object) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pytest
 from pydantic import Field
@@ -83,3 +83,29 @@ def test_missing_file_names_a_near_one(tmp_path) -> None:  # type: ignore[no-unt
     assert (tree.loss.size, tree.leaf.rate) == (7, 2.0)
     (tmp_path / "again.yaml").write_text(config.to_yaml(tree))
     assert config.load(Tree, tmp_path / "again.yaml") == tree
+
+
+class Wood(Part):
+    """A wood."""
+
+    tree: Tree
+    leaves: tuple[Annotated[Leaf, Named("tests.test_config:TABLE")], ...] = (Leaf(), Leaf(size=5))
+    kind: Literal["oak", "ash"] = "oak"
+    height: float | None = Field(None, description="of the tallest")
+    sides: tuple[str, ...] = ("north", "south")
+    seeds: list[int] = Field(default_factory=lambda: [1, 2])
+
+
+def test_settings_are_shown_as_yaml_writes_them() -> None:
+    assert [tuple(setting) for setting in config.settings(Wood)] == [
+        ("tree", "required", ""),
+        ("leaves", "[{}, {size: 5}]", ""),
+        ("kind", "oak", "oak | ash"),
+        ("height", "null", "of the tallest"),
+        ("sides", "[north, south]", ""),
+        ("seeds", "[1, 2]", ""),
+    ]
+    shown = {setting.name: setting.default for setting in config.settings(Tree)}
+    assert shown == {"name": "required", "leaf": "{}", "loss": "leaf"}
+    for setting in config.settings(Wood)[2:]:
+        assert config.parse_yaml(setting.default) == Wood(tree=Tree(name="t")).model_dump(mode="json")[setting.name]

@@ -32,12 +32,13 @@ LAYERS = {
     **dict.fromkeys(("vlp.config", "vlp.log", "vlp.checkpoint", "vlp.text", "vlp.kernels", "vlp.metrics"), 1),
     **dict.fromkeys(("vlp.losses", "vlp.data", "vlp.optim"), 2),
     **dict.fromkeys(("vlp.models", "vlp.gradcache", "vlp.guards", "vlp.requeue", "vlp.report"), 3),
-    **dict.fromkeys(("vlp.feature_cache", "vlp.pictures", "vlp.progress"), 3),
-    **dict.fromkeys(("vlp.embed",), 4),
-    **dict.fromkeys(("vlp.run", "vlp.adapters"), 5),
+    **dict.fromkeys(("vlp.feature_cache", "vlp.pictures", "vlp.progress", "vlp.token_store", "vlp.token_scores"), 3),
+    **dict.fromkeys(("vlp.embed", "vlp.trained"), 4),
+    **dict.fromkeys(("vlp.run", "vlp.adapters", "vlp.explain"), 5),
     **dict.fromkeys(("vlp.prepare", "vlp.state", "vlp.journal", "vlp.trainer", "vlp.search", "vlp.api"), 6),
-    **dict.fromkeys(("eval", "data_tools"), 7),
-    **dict.fromkeys(("vlp", "vlp.cli", "vlp.search_cli", "vlp.doctor", "train"), 8),
+    **dict.fromkeys(("vlp.explained", "vlp.continual"), 6),
+    **dict.fromkeys(("eval", "data_tools", "vlp.sequence"), 7),
+    **dict.fromkeys(("vlp", "vlp.cli", "vlp.search_cli", "vlp.continual_cli", "vlp.doctor", "train"), 8),
 }
 # Within one layer: who may know whom.
 BESIDE = {
@@ -50,6 +51,7 @@ BESIDE = {
     ("vlp.search", "vlp.api"),
     ("vlp.cli", "vlp.doctor"),
     ("vlp.cli", "vlp.search_cli"),
+    ("vlp.cli", "vlp.continual_cli"),
     ("train", "vlp.cli"),
 }
 # Of a lower package, only this: towers know the picture transform and nothing else of data; adapters no model at all.
@@ -71,7 +73,11 @@ DOCUMENTED = {
     "data tool": ("docs/data.md", "Tools"),
     "benchmark": ("docs/evaluation.md", "Benchmarks"),
 }
-CONFIG_TYPES = {"train": "vlp.run:Run", "eval": "eval.suite:Suite"}  # folder under configs/ -> what its files load into
+CONFIG_TYPES = {  # folder under configs/ -> what its files load into
+    "train": "vlp.run:Run",
+    "eval": "eval.suite:Suite",
+    "continual": "vlp.continual:Continual",
+}
 
 SKIPPED = (".git", ".venv*", "__pycache__", ".*_cache", ".hypothesis", "*.egg-info", "dist", "build", "wandb")
 

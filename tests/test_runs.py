@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from tests.test_trainer import ROOT, _span, final_weights, losses, make, run_fil
 from vlp import checkpoint, config
 from vlp.doctor import examine
 from vlp.models import pretrained
+from vlp.models.model import Model
 from vlp.run import Run
 
 
@@ -191,6 +193,37 @@ def test_doctor_on_labels(tmp_path: Path, urls: str) -> None:
     assert verdict, shown
     assert row(shown, "equal captions").startswith("ok")
     assert (tmp_path / "t" / "doctor.png").is_file()
+
+
+def test_doctor_brings_companions_along(tmp_path: Path, urls: str) -> None:
+    """What a teacher, a momentum copy, a queue and an average add to the batch is there, and is counted."""
+    torch.manual_seed(1)
+    pretrained.save(Model(arch="vlp-nano").build(), tmp_path / "teacher")
+    values = settings(tmp_path, urls, micro_batch=4, precision="bf16")
+    values["data"]["views"] = [{"scale": [0.5, 1.0]}] * 2
+    values["losses"] = ["infonce", "distill", "momentum_contrast", {"name": "mmc", "hidden": 16}]
+    values["companions"] = [
+        {"name": "teacher", "pretrained": str(tmp_path / "teacher")},
+        {"name": "momentum", "outputs": ["image", "text", "view_image", "view_tokens"]},
+        {"name": "queue", "size": 1 << 16},
+        {"name": "ema"},
+    ]
+    shown = io.StringIO()
+    with_all = examine(config.validate(Run, values, where="test"), console=Console(file=shown, width=200))
+    assert with_all, shown.getvalue()
+    first = row(shown.getvalue(), "first loss")
+    assert first.startswith("ok")
+    assert all(name in first for name in ("distill", "momentum_contrast", "mmc/masked"))
+    alone = doctor(tmp_path, urls)[1]
+    more = _mebibytes(row(shown.getvalue(), "disk")) - _mebibytes(row(alone, "disk"))
+    assert more > 4 * 2 * 64 * (1 << 16) * 4 / 2**20, "the queue's pictures and captions in each of four checkpoints"
+    assert not any((tmp_path / "t" / name).exists() for name in ("checkpoints", "metrics.jsonl"))
+
+
+def _mebibytes(text: str) -> float:
+    found = re.search(r"(\d+) MiB for checkpoints", text)
+    assert found, text
+    return float(found[1])
 
 
 def test_doctor_looks_at_unreadable_pictures(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table as Grid
 
 app = typer.Typer(
@@ -66,9 +67,15 @@ def _measure(run: Any, plan: Any) -> Any:
     def measure(dual: Any, step: int) -> Mapping[str, float]:
         encoder = Encoder(dual, device=str(next(dual.parameters()).device), quiet=True)
         records = run_suite(encoder, suite, out=run.folder, step=step, model_name=name)
-        return {f"{r.dataset}/{name}": value for r in records for name, value in r.metrics.items()}
+        return {f"{_told(r)}/{name}": value for r in records for name, value in r.metrics.items()}
 
     return measure
+
+
+def _told(record: Any) -> str:
+    """The data set, and what sets a record apart from others of it."""
+    apart = [record.head if record.head != "global" else None, "label_prefix" if record.prefix == "label" else None]
+    return "/".join([record.dataset, *filter(None, apart)])
 
 
 @app.command()
@@ -77,6 +84,41 @@ def report(run: Annotated[Path, typer.Argument(help="folder of a run, e.g. runs/
     from vlp.report import write_report
 
     typer.echo(str(write_report(run)))
+
+
+@app.command()
+def explain(
+    checkpoint: Annotated[str, typer.Argument(help="run folder, model folder, Hugging Face folder or open_clip name")],
+    image: Annotated[Path, typer.Argument(help="picture")],
+    caption: Annotated[str, typer.Argument(help='words about it, e.g. "a red circle above a blue square"')],
+    out: Annotated[Path | None, typer.Option(help="picture to write; default: explain.png here")] = None,
+    html: Annotated[
+        bool, typer.Option("--html", help="also write a page beside it, whose letters know every script")
+    ] = False,
+    weights: Annotated[Path | None, typer.Option(help="weights file of an open_clip name")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda when there is one")] = None,
+) -> None:
+    """Draw which patches of IMAGE go with which words of CAPTION, and print the words' scores.
+
+    For each word a map of the cosine of its tokens with every patch, for the caption that of the pooled text, and for
+    each patch the word that fits it best; beside them the similarity of the pooled features and the token-wise ones of
+    both directions (FILIP). Every tower has tokens, but only losses such as filip, wukong, dreamlip and flair teach
+    them to find their words; whether the run had one is said on the picture.
+
+    Example: `vlp explain runs/out/filip photo.jpg "a red circle above a blue square" --out circle.png`
+    """
+    from vlp.explained import write_explanation
+
+    drawn = write_explanation(
+        checkpoint, image, caption, out or Path("explain.png"), html=html, weights=weights, device=device
+    )
+    grid = Grid("word", "score", "lowest", "highest")
+    for word in drawn.alignment.words:
+        values = (word.score, float(word.map.min()), float(word.map.max()))
+        grid.add_row(escape(word.text), *(f"{value:.3f}" for value in values))
+    Console().print(grid)
+    for line in (*drawn.remarks, *map(str, drawn.files)):
+        typer.echo(line)
 
 
 @app.command()
@@ -90,15 +132,24 @@ def doctor(config: Config, overrides: Overrides = None) -> None:
 
 @app.command()
 def losses() -> None:
-    """List the losses with their fields and defaults."""
+    """List the losses: what each needs of the model, and its fields with their defaults."""
+    from vlp import config as files
     from vlp.losses import LOSSES
+    from vlp.losses.loss import Loss
 
     grid = Grid("loss", "field", "default", "what it is")
+    shared = files.settings(Loss)
+    for setting in shared:
+        grid.add_row("[bold]every loss", *map(escape, setting))
     for name in LOSSES.names():
         cls = LOSSES.resolve(name)
-        grid.add_row(f"[bold]{name}", "", "", (cls.__doc__ or "").strip().splitlines()[0])
-        for field, info in cls.model_fields.items():
-            grid.add_row("", field, str(info.default), info.description or "")
+        grid.add_row(f"[bold]{name}", "", "", escape((cls.__doc__ or "").strip().splitlines()[0]))
+        needs = cls.needs if isinstance(cls.needs, frozenset) else {"what its settings say"}
+        if needs:
+            grid.add_row("", "", "", f"[italic]needs {', '.join(sorted(needs))}")
+        for setting in files.settings(cls):
+            if setting not in shared:
+                grid.add_row("", *map(escape, setting))
     Console().print(grid)
 
 
@@ -134,10 +185,12 @@ def _mount() -> None:
     """Commands that live with their packages."""
     from data_tools.__main__ import app as data_app
     from eval.__main__ import app as eval_app
+    from eval.__main__ import compare_app
+    from vlp.continual_cli import app as continual_app
     from vlp.search_cli import app as search_app
 
     app.add_typer(data_app, name="data", help="Make, check, describe and filter shards.")
-    for sub in (eval_app, search_app):
+    for sub in (eval_app, compare_app, search_app, continual_app):
         app.registered_commands.extend(sub.registered_commands)
 
 

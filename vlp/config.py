@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import to_jsonable_python
 
-from vlp.registry import Part, PartError, nearest
+from vlp.registry import Named, Part, PartError, locate, nearest
 
 P = TypeVar("P", bound=BaseModel)
 MAX_BYTES = 1 << 20
@@ -101,6 +103,47 @@ def to_yaml(value: Any) -> str:
     """YAML text that `parse_yaml` reads back to the same value."""
     plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
     return str(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=110))
+
+
+class Setting(NamedTuple):
+    """A field of a part as YAML writes it: its default, "required" where it has none, and what may stand there."""
+
+    name: str
+    default: str
+    text: str
+
+
+def settings(cls: type[BaseModel]) -> list[Setting]:
+    """The fields of a part, in their order; without a description the choices, where there are some to choose from."""
+    return [
+        Setting(name, _default(info), info.description or " | ".join(_choices(info.annotation)))
+        for name, info in cls.model_fields.items()
+    ]
+
+
+def _default(info: FieldInfo) -> str:
+    if info.is_required():
+        return "required"
+    plain = _plain(info.get_default(call_default_factory=True), info)
+    return str(yaml.safe_dump(plain, default_flow_style=True, width=float("inf"))).removesuffix("...\n").strip()
+
+
+def _plain(value: Any, info: FieldInfo) -> Any:
+    """What YAML would have; of a nested part its name, if it is in a table, and what is set in it."""
+    if isinstance(value, list | tuple):
+        return [_plain(item, info) for item in value]
+    if not isinstance(value, BaseModel):
+        return to_jsonable_python(value, fallback=str)
+    changed = value.model_dump(mode="json", exclude_defaults=True)
+    table = next((locate(item.table) for item in info.metadata if isinstance(item, Named)), None)
+    if table is None:
+        return changed
+    name = table.name_of(type(value))
+    return {"name": name, **changed} if changed else name
+
+
+def _choices(annotation: Any) -> list[str]:
+    return [str(item) for item in get_args(annotation)] if get_origin(annotation) is Literal else []
 
 
 def _assign(target: Any, path: list[str], value: Any, whole: str) -> None:

@@ -7,9 +7,9 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from PIL import Image, ImageDraw
@@ -20,7 +20,8 @@ from torch import nn
 from vlp.data.decode import jpeg_decoder
 from vlp.data.feed import Feed
 from vlp.losses.objective import Objective
-from vlp.prepare import clock_of, dual_of, feed_of
+from vlp.models.dual import Dual
+from vlp.prepare import accompanied, clock_of, companions_of, dual_of, feed_of
 from vlp.run import Run
 from vlp.types import Batch
 
@@ -51,11 +52,13 @@ def examine(run: Run, *, console: Console) -> bool:
     """Print the findings, write RUN/doctor.png; False if one of them says stop."""
     torch.set_num_threads(run.torch_threads())
     objective = Objective(run.losses)
-    dual = dual_of(run, objective)
-    feed = feed_of(run, dual)
+    device = torch.device("cuda" if run.device != "cpu" and torch.cuda.is_available() else "cpu")
+    dual = dual_of(run, objective).to(device)
+    feed, companions = feed_of(run, dual), companions_of(run, dual)
     batch = feed.batch(0)
-    pace = Pace(_loader_pace(run, feed), *_model_pace(run, batch, dual, objective))
-    findings = [*_data(run, feed), *_first_batch(run, feed, batch), *_speed(run, feed, pace), *_space(run, dual, pace)]
+    pace = Pace(_loader_pace(run, feed), *_model_pace(run, batch.to(device), dual, objective, companions))
+    findings = [*_data(run, feed), *_first_batch(run, feed, batch), *_speed(run, feed, pace)]
+    findings += _space(run, dual, companions, pace)
     grid = Grid("", "what", "finding", title=f"vlp doctor: {run.name}")
     for finding in findings:
         grid.add_row(f"[{COLOURS[finding.mark]}]{finding.mark}", finding.what, finding.text)
@@ -137,15 +140,17 @@ def _loader_pace(run: Run, feed: Feed) -> float:
     return count * feed.batch_size / (time.perf_counter() - start)
 
 
-def _model_pace(run: Run, batch: Batch, dual: nn.Module, objective: Objective) -> tuple[float, dict[str, float], float]:
-    """Samples a second forward and backward, loss terms, and MiB of memory that a step takes beside the weights."""
-    device = torch.device("cuda" if run.device != "cpu" and torch.cuda.is_available() else "cpu")
-    part = batch.rows(0, min(len(batch), run.micro_batch or len(batch))).to(device)
-    dual.to(device)
+def _model_pace(
+    run: Run, batch: Batch, dual: Dual, objective: Objective, companions: Mapping[str, Any]
+) -> tuple[float, dict[str, float], float]:
+    """Samples a second, companions, forward and backward; loss terms; MiB that a step takes beside the weights."""
+    device = batch.image.device
+    given = batch.rows(0, min(len(batch), run.micro_batch or len(batch)))
     before, seconds = _used(device), []
     for _ in range(2):
         _wait(device)
         start = time.perf_counter()
+        part = accompanied(given, companions, dual)
         with torch.autocast(device.type, dtype=AUTOCAST.get(run.precision), enabled=run.precision != "no"):
             features = dual(part)
         value = objective(features._replace(image=features.image.float(), text=features.text.float()), part)
@@ -169,16 +174,18 @@ def _speed(run: Run, feed: Feed, pace: Pace) -> Iterator[Finding]:
     yield Finding("ok" if finite else "stop", "first loss", terms)
 
 
-def _space(run: Run, dual: nn.Module, pace: Pace) -> Iterator[Finding]:
+def _space(run: Run, dual: nn.Module, companions: Mapping[str, Any], pace: Pace) -> Iterator[Finding]:
     count = sum(p.numel() for p in dual.parameters())
     trained = sum(p.numel() for p in dual.parameters() if p.requires_grad)
     yield Finding("ok", "parameters", f"{count / 1e6:.1f} M, {trained / 1e6:.1f} M trained")
-    state = (4 * count * (1 + len(run.companions)) + 12 * trained) / MIB  # weights, averages; gradient, two moments
+    held = sum(t.numel() * t.element_size() for c in companions.values() for t in c.state_dict().values())
+    state = (4 * count + held + 12 * trained) / MIB  # weights, what companions hold; gradient, two moments
     need, free = state + pace.memory, _free_memory(run)
     parts = f"{state:.0f} MiB of weights and optimizer, {pace.memory:.0f} MiB for a step"
     mark: Mark = "ok" if free > 1.2 * need else "look"
     yield Finding(mark, "memory", f"{need:.0f} MiB: {parts}; {free:.0f} MiB free")
-    saved = (4 * count * (1 + 2 * len(run.companions)) + 8 * trained) / MIB * max(2, run.save.keep + 1)
+    models = 1 + sum(hasattr(companion, "applied") for companion in companions.values())  # averages, as models too
+    saved = (4 * count * models + held + 8 * trained) / MIB * max(2, run.save.keep + 1)
     run.folder.mkdir(parents=True, exist_ok=True)
     room = shutil.disk_usage(run.folder).free / MIB
     yield Finding("ok" if room > saved else "stop", "disk", f"{saved:.0f} MiB for checkpoints, {room:.0f} MiB free")

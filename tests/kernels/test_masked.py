@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import normalize
 from torch.profiler import ProfilerActivity, profile
 
-from vlp.kernels.masked import Limit, by_rows, masked_logsumexp
+from vlp.kernels.masked import Limit, masked_logsumexp
 
 
 def _inputs(rows=5, columns=7, width=4, *, groups=3, dtype=torch.float64):
@@ -90,9 +90,3 @@ def test_memory_does_not_grow_with_the_square():
 
     assert largest(block=32) < square / 16
     assert largest(impl="reference") >= square
-
-
-def test_tiles_come_back_in_order():
-    (doubled, index) = by_rows(lambda x: (2 * x, x.long()), torch.arange(7.0), num_columns=3, block=2)
-    assert doubled.tolist() == [2.0 * i for i in range(7)]
-    assert index.tolist() == list(range(7))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 import torch
 from torch.nn.functional import normalize
@@ -13,6 +15,7 @@ from tests.losses.test_negatives import _loops as negclip_loops
 from vlp import config
 from vlp.losses import LOSSES
 from vlp.losses.infonce import InfoNCE
+from vlp.losses.loss import Loss
 from vlp.losses.matryoshka import Matryoshka
 from vlp.losses.sigmoid import Sigmoid
 from vlp.types import Features
@@ -106,3 +109,42 @@ def test_needs_heads_and_settings_are_those_of_the_inner_loss():
             LOSSES.build({"name": "matryoshka", "of": "infonce", **bad})
     again = LOSSES.build(config.parse_yaml(config.to_yaml(LOSSES.dump(loss))))
     assert again == loss
+
+
+class Twins(Loss):
+    """Compares widths of what its head made; also under a name that lies in no joint space."""
+
+    joint: ClassVar[frozenset[str]] = frozenset({"twins/image"})
+
+    def __call__(self, features, batch):
+        width = features.image.shape[1]
+        assert features.extra["twins/image"].shape[1:] == (2, width)
+        assert features.extra["twins/other"].shape[1] == 6
+        return {"sum": (features.extra["twins/image"] * features.image[:, None]).sum()}
+
+
+def test_what_lies_in_the_joint_space_is_cut_and_nothing_else(make_batch, make_features):
+    features, batch = make_features(5), make_batch(5, valid=[True] * 4 + [False])
+    extra = {"twins/image": torch.randn(5, 2, 6).double(), "twins/other": torch.randn(5, 6)}
+    extra["twins/image"][4] = torch.nan
+    outer = Matryoshka(of=Matryoshka(of=Twins(), widths=(2, 3)), widths=(4, 6))
+    assert outer.joint == Twins.joint
+    assert Loss.joint == InfoNCE().joint == frozenset()
+    assert outer(features._replace(extra=extra), batch)["sum"].isfinite()
+    found = Matryoshka(of=Twins(), widths=(3,))(features._replace(extra=extra), batch)["sum"]
+    image, twins = (normalize(x[:4, ..., :3], dim=-1) for x in (features.image, extra["twins/image"]))
+    torch.testing.assert_close(found, (twins * image[:, None]).sum())
+
+
+def test_tokens_of_a_reducer_are_cut_along(make_batch, make_features):
+    """Wukong's mixtures stand in for patches, so FILIP on them is the same with the same cut."""
+    features, batch = make_features(4), make_batch(4)
+    patches, words = (
+        torch.randn(4, 3, 6).double(),
+        torch.randn(4, features.text.shape[1], batch.text.shape[2], 6).double(),
+    )
+    given = features._replace(text_tokens=normalize(words, dim=-1), image_tokens=normalize(patches, dim=-1))
+    reduced = given._replace(image_tokens=None, extra={"wukong/tokens": given.image_tokens})
+    found = Matryoshka(of="wukong", widths=(2, 5))(reduced, batch)
+    expected = Matryoshka(of="filip", widths=(2, 5))(given, batch)
+    torch.testing.assert_close(found, expected)

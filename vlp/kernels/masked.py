@@ -1,40 +1,15 @@
-"""What a loss computes over rows of N logits some of which it does not see, in tiles of rows that are made twice.
-
-A tile is dropped after the forward pass and made again for the backward pass, so memory is one tile, not N x N.
-"""
+"""Log-sum-exps over rows of N logits some of which are not seen, in tiles of rows: memory is one tile, not N x N."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from vlp.kernels.blocks import Impl, full, no_autocast, row_blocks
-
-
-def by_rows(
-    fn: Callable[..., tuple[Tensor, ...]],
-    *rows: Tensor,
-    num_columns: int,
-    impl: Impl = "auto",
-    block: int | None = None,
-) -> tuple[Tensor, ...]:
-    """`fn(*rows)`, tile by tile of rows; each of its results has one entry a row. A single tile is kept."""
-    num_rows, device = len(rows[0]), rows[0].device
-    parts = [slice(0, num_rows)]
-    if impl != "reference":
-        parts = row_blocks(num_rows, num_columns, block=block, device=device)
-    with no_autocast(rows[0]):
-        if len(parts) == 1:
-            return fn(*rows)
-        made = [
-            checkpoint(fn, *(x[part] for x in rows), use_reentrant=False, preserve_rng_state=False) for part in parts
-        ]
-    return tuple(torch.cat(results) for results in zip(*made, strict=True))
+from vlp.kernels.blocks import Impl, full
+from vlp.kernels.recompute import by_rows
 
 
 class Limit(NamedTuple):

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from vlp import dist
-from vlp.kernels.masked import by_rows
+from vlp.kernels.recompute import by_rows
 from vlp.losses.contrast import global_mean, pool
 from vlp.losses.distill import RelationDistill, divergence, teacher_pool
 from vlp.losses.loss import column
@@ -60,10 +60,10 @@ class Topology(RelationDistill):
         """Sum of the divergences of this rank's rows; model's and reference's features stand beside each other."""
         (x, u), (y, v) = rows, (columns[0], columns[1].to(rows[0]))
 
-        def tile(x: Tensor, u: Tensor) -> tuple[Tensor]:
+        def tile(x: Tensor, u: Tensor) -> Tensor:
             seen = real.expand(len(x), -1)
             model, reference = x @ y.T / self.temperature, u @ v.T / self.temperature
-            return (divergence(reference, model, seen, entropy=True),)
+            return divergence(reference, model, seen, entropy=True)
 
-        (found,) = by_rows(tile, x[own], u[own].to(x), num_columns=len(y), impl=self.impl, block=self.block)
+        found = by_rows(tile, x[own], u[own].to(x), num_columns=len(y), impl=self.impl, block=self.block)
         return torch.where(real[own], found, 0.0).sum()

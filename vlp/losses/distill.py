@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 from vlp import dist
 from vlp.kernels.blocks import Block, Impl, full
-from vlp.kernels.masked import by_rows
+from vlp.kernels.recompute import by_rows
 from vlp.losses.contrast import Pool, global_mean, pool
 from vlp.losses.loss import Loss, column
 from vlp.types import Batch, Features
@@ -121,11 +121,11 @@ class LogitDistill(FromTeacher):
         (x, u), (y, v) = rows, columns
         u, v = u.to(x), v.to(x)
 
-        def tile(x: Tensor, u: Tensor) -> tuple[Tensor]:
+        def tile(x: Tensor, u: Tensor) -> Tensor:
             seen = valid.expand(len(x), -1)
-            return (divergence(known * u @ v.T, scale * x @ y.T, seen, entropy=False),)
+            return divergence(known * u @ v.T, scale * x @ y.T, seen, entropy=False)
 
-        (found,) = by_rows(tile, x[own], u[own], num_columns=len(y), impl=self.impl, block=self.block)
+        found = by_rows(tile, x[own], u[own], num_columns=len(y), impl=self.impl, block=self.block)
         return torch.where(valid[own], found, 0.0).sum()
 
 
@@ -163,12 +163,12 @@ class RelationDistill(FromTeacher):
         place = torch.arange(len(x), device=x.device)
         u = u.to(x)
 
-        def tile(rows: Tensor, known: Tensor, at: Tensor) -> tuple[Tensor]:
+        def tile(rows: Tensor, known: Tensor, at: Tensor) -> Tensor:
             seen = (at[:, None] != place) & valid
             student, teacher = rows @ x.T / self.temperature, known @ u.T / self.temperature
-            return (divergence(teacher, student, seen, entropy=True),)
+            return divergence(teacher, student, seen, entropy=True)
 
-        (found,) = by_rows(tile, x[own], u[own], place[own], num_columns=len(x), impl=self.impl, block=self.block)
+        found = by_rows(tile, x[own], u[own], place[own], num_columns=len(x), impl=self.impl, block=self.block)
         return torch.where(valid[own], found, 0.0).sum()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from typing import Any, ClassVar
 
@@ -17,9 +16,8 @@ from vlp.kernels.blocks import Block, Impl, full, no_autocast
 from vlp.kernels.masked import masked_logsumexp
 from vlp.losses.contrast import global_mean, group_ids
 from vlp.losses.loss import Loss
+from vlp.losses.scale import OwnScale
 from vlp.types import Batch, Features
-
-_MAX_SCALE = math.log(100.0)
 
 
 class DreamLIP(Loss):
@@ -47,7 +45,7 @@ class DreamLIP(Loss):
 
     def heads(self, dual: Any) -> dict[str, nn.Module]:
         """The scale of this contrast, unless `temperature` takes its place."""
-        return {} if self.temperature is not None else {"dreamlip": GroupScale()}
+        return {} if self.temperature is not None else {"dreamlip": OwnScale("dreamlip/scale")}
 
     def __call__(self, features: Features, batch: Batch) -> dict[str, Tensor]:
         """The term "group"."""
@@ -110,17 +108,3 @@ def patch_weights(products: Float[Tensor, "B K P"], *, delta: float | None) -> F
     spread = torch.where(flat, 1.0, (products - low) / torch.where(flat, 1.0, high - low))
     spread = torch.where(spread < (1 / products.shape[-1] if delta is None else delta), 0.0, spread)
     return spread / spread.sum(-1, keepdim=True)
-
-
-class GroupScale(nn.Module):
-    """A logit scale that starts at 1 / 0.07 and stays within [1, 100], as the model's own does."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.logit_scale = nn.Parameter(torch.full((1,), math.log(1 / 0.07)))
-
-    def forward(self, batch: Batch, towers: Any) -> dict[str, Tensor]:
-        """{"dreamlip/scale": [1]}."""
-        with torch.no_grad():  # in place, or a scale that stepped out would have no gradient to come back with
-            self.logit_scale.clamp_(0.0, _MAX_SCALE)
-        return {"dreamlip/scale": self.logit_scale.exp()}

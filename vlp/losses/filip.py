@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -16,11 +15,11 @@ from vlp.kernels.blocks import Block, full
 from vlp.kernels.late import LateImpl, late_similarity
 from vlp.losses.contrast import global_mean
 from vlp.losses.loss import Loss
+from vlp.losses.scale import OwnScale
 from vlp.losses.tokens import TokenPool, own_tokens, pool_tokens, select
 from vlp.types import Batch, Features
 
 INIT_SCALE = 3.8665  # logarithm; the scale starts at 47.8
-MAX_SCALE = math.log(100.0)
 
 
 class FILIP(Loss):
@@ -61,7 +60,7 @@ class FILIP(Loss):
 
     def heads(self, dual: Any) -> dict[str, nn.Module]:
         """A scale, if it is to have one of its own."""
-        return {f"{self.name}_scale": OwnScale(f"{self.name}/scale")} if self.own_scale else {}
+        return {f"{self.name}_scale": OwnScale(f"{self.name}/scale", INIT_SCALE)} if self.own_scale else {}
 
     def image_tokens(self, features: Features) -> Tensor | None:
         """The tokens [B, P, D] that stand for each image."""
@@ -117,21 +116,6 @@ class FILIP(Loss):
         if self.label_smoothing:
             target = torch.lerp(target, (even / even.sum().clamp(min=1)).expand_as(target), self.label_smoothing)
         return target
-
-
-class OwnScale(nn.Module):
-    """A head: a learned scale within [1, 100]."""
-
-    def __init__(self, name: str, init: float = INIT_SCALE) -> None:
-        super().__init__()
-        self.name = name
-        self.log_scale = nn.Parameter(torch.full((1,), init))
-
-    def forward(self, batch: Batch, towers: Any) -> dict[str, Tensor]:
-        if self.training:
-            with torch.no_grad():  # as the model's own scale is after a step; a clamp in the graph would stop learning
-                self.log_scale.clamp_(0.0, MAX_SCALE)
-        return {self.name: self.log_scale.exp()}
 
 
 def _cross_entropy(

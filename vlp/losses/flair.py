@@ -10,10 +10,10 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import linear, logsigmoid, normalize, scaled_dot_product_attention
-from torch.utils.checkpoint import checkpoint
 
 from vlp import dist
 from vlp.kernels.blocks import Block, Impl, full, no_autocast
+from vlp.kernels.recompute import in_parts
 from vlp.kernels.softplus import pair_softplus
 from vlp.losses.contrast import Pool, global_mean, pool, positive_sums
 from vlp.losses.loss import Loss
@@ -74,11 +74,8 @@ class Flair(Loss):
         )
         given = (ours.keys, ours.values, ours.queries, text, real[own], own.start + picture)
         term = partial(_block, others=others, projection=ours.projection, offset=ours.offset, scale=scale, bias=bias)
-        parts = self._parts(ours, len(others.text))
-        if self.impl != "reference" and len(parts) > 1:
-            term = partial(checkpoint, term, use_reentrant=False, preserve_rng_state=False)
-        sums = [term(*(x[part] for x in given)) for part in parts]
-        return global_mean(torch.stack(sums).sum(), scale.new_ones(()))
+        each = in_parts(term, self._parts(ours, len(others.text)), *given)
+        return global_mean(each.sum(), scale.new_ones(()))
 
     def _parts(self, ours: Material, num_others: int) -> list[slice]:
         """Slices of pictures, each small enough to be held with all its texts."""
@@ -175,7 +172,7 @@ def _block(
     scale: Tensor,
     bias: Tensor,
 ) -> Tensor:
-    """Sum over some pictures, number `index` of all, of the mean over their texts of -log sigmoid(q z)."""
+    """For some pictures, number `index` of all, the mean over their texts of -log sigmoid(q z); 0 without a caption."""
     queries = torch.cat([queries, others.queries.expand(len(index), -1, -1, -1)], 1)
     text = torch.cat([text, others.text.expand(len(index), -1, -1)], 1)
     z = scale * (attend(queries, keys, values, projection, offset) * text).sum(-1) + bias
@@ -183,7 +180,7 @@ def _block(
     there = torch.cat([real, others.real & (index[:, None] != everyone)], 1)
     same = torch.cat([torch.ones_like(real), others.group[index][:, None] == others.group], 1)
     each = torch.where(there, -logsigmoid(torch.where(same, z, -z)), 0.0)
-    return torch.where(real.any(1), each.sum(1) / there.sum(1).clamp(min=1), 0.0).sum()
+    return torch.where(real.any(1), each.sum(1) / there.sum(1).clamp(min=1), 0.0)
 
 
 class TextConditionedPooling(nn.Module):

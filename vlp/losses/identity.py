@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from vlp.kernels.blocks import Block, Impl
-from vlp.kernels.masked import by_rows
+from vlp.kernels.recompute import by_rows
 from vlp.losses.contrast import Pool, global_mean, pool
 from vlp.losses.loss import Loss
 from vlp.types import Batch, Features
@@ -40,12 +40,12 @@ class SDM(Loss):
         """Sum of the divergences of this rank's rows that have a k-th caption."""
         own, group, valid = everyone.own, everyone.group, everyone.real[:, k]
 
-        def tile(x: Tensor, rows: Tensor) -> tuple[Tensor]:
+        def tile(x: Tensor, rows: Tensor) -> Tensor:
             logits = (x @ y.T / self.temperature).masked_fill(~valid, torch.finfo(x.dtype).min)
             matches = ((rows[:, None] == group) & valid).to(x.dtype)
             q = matches / matches.sum(1, keepdim=True).clamp(min=1)
             apart = logits.log_softmax(1) - (q + self.eps).log()
-            return ((logits.softmax(1) * apart.masked_fill(~valid, 0.0)).sum(1),)
+            return (logits.softmax(1) * apart.masked_fill(~valid, 0.0)).sum(1)
 
-        (found,) = by_rows(tile, x[own], group[own], num_columns=len(y), impl=self.impl, block=self.block)
+        found = by_rows(tile, x[own], group[own], num_columns=len(y), impl=self.impl, block=self.block)
         return torch.where(valid[own], found, 0.0).sum()

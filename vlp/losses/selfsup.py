@@ -15,10 +15,10 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from vlp import dist
 from vlp.kernels.blocks import Block, full, no_autocast, row_blocks
+from vlp.kernels.recompute import in_parts
 from vlp.losses.contrast import global_mean
 from vlp.losses.loss import Loss
 from vlp.losses.per_sample import idle, mean_of
-from vlp.losses.recompute import in_parts
 from vlp.losses.views import view_features
 from vlp.types import Batch, Features
 

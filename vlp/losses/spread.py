@@ -11,7 +11,8 @@ from torch import Tensor
 
 from vlp import dist
 from vlp.kernels.blocks import Block, Impl
-from vlp.kernels.masked import by_rows, sums_over
+from vlp.kernels.masked import sums_over
+from vlp.kernels.recompute import by_rows
 from vlp.losses.contrast import Pool, global_mean, pool
 from vlp.losses.loss import Loss
 from vlp.types import Batch, Features

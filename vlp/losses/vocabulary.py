@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
 
 from vlp.kernels.blocks import row_blocks
-from vlp.losses.recompute import in_parts
+from vlp.kernels.recompute import in_parts
 
 _LOGITS = 1 << 24  # numbers of one block of logits; each block's gradient by the table is as large as the table
 

@@ -26,6 +26,7 @@ class Wukong(FILIP):
 
     needs: ClassVar[frozenset[str]] = frozenset({"image_hidden", "text_tokens"})
     batchless: ClassVar[frozenset[str]] = frozenset({"wukong/scale"})
+    joint: ClassVar[frozenset[str]] = frozenset({"wukong/tokens"})
 
     def heads(self, dual: Any) -> dict[str, nn.Module]:
         """The reducer, and a scale if it is to have one of its own."""

@@ -1,0 +1,28 @@
+"""A logit scale of a loss's own, beside the model's."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlp.types import Batch
+
+MAX_SCALE = math.log(100.0)
+
+
+class OwnScale(nn.Module):
+    """A head: a learned scale within [1, 100], {name: [1]}; `init` is its logarithm."""
+
+    def __init__(self, name: str, init: float = math.log(1 / 0.07)) -> None:
+        super().__init__()
+        self.name = name
+        self.logit_scale = nn.Parameter(torch.full((1,), init))
+
+    def forward(self, batch: Batch, towers: Any) -> dict[str, Tensor]:
+        if self.training:
+            with torch.no_grad():  # as the model's own scale is after a step; a clamp in the graph would stop learning
+                self.logit_scale.clamp_(0.0, MAX_SCALE)
+        return {self.name: self.logit_scale.exp()}
