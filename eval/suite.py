@@ -3,7 +3,7 @@
 What `run_suite(encoder, suite, out=OUT)` leaves behind, for reports, search and people:
 
     OUT/results.jsonl            one `eval.record.Record` a line, appended
-    OUT/eval/<dataset>/          the latest run on that data set:
+    OUT/eval/<dataset>/          the latest run on that data set (<dataset>-label_prefix/ for texts with that prefix):
       features.safetensors       image [n, D], and text [m, D] where captions were encoded; fp32, unit norm
       items.json                 schema 1, dataset, data (its spec), and columns:
                                  keys, shards, indices [n] (where each picture lies in the source),
@@ -117,13 +117,19 @@ def run_suite(
             }
             records.append(make_record(part, view, outcomes[-1], prefix=prefix, **spent, **provenance))
         if dist.is_main():
-            main_last = sorted(zip(parts, outcomes), key=lambda pair: pair[0].prefix != "label")  # later files stay
-            artefacts.write(out / "eval" / dataset, view, parts[0].data, [outcome for _, outcome in main_last])
+            for folder in dict.fromkeys(map(artefact_folder, parts)):  # what the label prefix made stands apart
+                chosen = [outcome for part, outcome in zip(parts, outcomes) if artefact_folder(part) == folder]
+                artefacts.write(out / folder, view, parts[0].data, chosen)
             for row in records[-len(parts) :]:
                 record.append(row, out / "results.jsonl")
     if dist.is_main():
         console.print(as_table(records, title=suite.name))
     return records
+
+
+def artefact_folder(part: BenchmarkPart) -> str:
+    """Where the files of a benchmark go, under the folder of results."""
+    return f"eval/{part.dataset}-label_prefix" if part.prefix == "label" else f"eval/{part.dataset}"
 
 
 def make_record(part: BenchmarkPart, view: View, outcome: Outcome, **provenance: Any) -> Record:
@@ -144,7 +150,7 @@ def make_record(part: BenchmarkPart, view: View, outcome: Outcome, **provenance:
         classes_hash=outcome.classes_hash,
         data_hash=view.opened.records.fingerprint,
         skips=dict(skips),
-        artefacts=f"eval/{part.dataset}",
+        artefacts=artefact_folder(part),
         **provenance,
     )
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from eval.data import Opened
 from vlp.data.schema import DataError
 from vlp.data.stages import Captions, Fields, Labels
-from vlp.embed import Encoded, Encoder
+from vlp.embed import Encoded, Encoder, reducer
 from vlp.token_store import ImageTokens, TextTokens
 from vlp.types import BadSampleError
 
@@ -68,10 +68,8 @@ class View:
 
     def image_tokens(self, *, reduce: bool = True) -> ImageTokens:
         """Features and tokens of the pictures; asked for before `encoded`, they save a second pass."""
-        return self._once(
-            ("image tokens", reduce),
-            lambda: self._checked(self._encode_tokens(reduce)),
-        )
+        reduce = reduce and reducer(self.encoder.dual) is not None
+        return self._once(("image tokens", reduce), lambda: self._checked(self._encode_tokens(reduce)))
 
     def text_tokens(self, captions: list[str]) -> TextTokens:
         """Features, tokens and mask of captions, encoded once for all benchmarks that use the same ones."""

@@ -3,13 +3,15 @@
     python runs/arms.py runs/objectives_openstax.yaml --out runs/out/objectives --seeds 0 --parallel 2
 
 The file has `base` (a run's configuration), `common` (overrides of all arms) and `arms` (name: overrides). An override
-may say `{data}` for the folder given with --data, and `{out}`. A finished arm has a file `done`; an interrupted one
-goes on where it was.
+may say `{data}` for the folder given with --data, `{out}` and `{seed}`. A finished arm has a file `done`; an
+interrupted one goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -45,11 +47,11 @@ def main() -> None:
 def run(plan: dict[str, Any], args: argparse.Namespace, name: str, seed: str) -> int:
     """The exit code of one arm; 0 at once if it is done."""
     folder = args.out / f"{name}-seed{seed}"
-    if (folder / "done").exists():
-        return 0
     args.out.mkdir(parents=True, exist_ok=True)
     words = [*plan.get("common", []), *(plan["arms"][name] or []), *args.set]
-    words = [word.replace("{data}", args.data).replace("{out}", str(args.out)) for word in words]
+    filled = {"{data}": args.data, "{out}": str(args.out), "{seed}": seed}
+    for mark, value in filled.items():
+        words = [word.replace(mark, value) for word in words]
     vlp = os.environ.get("VLP", str(Path(sys.executable).with_name("vlp")))
     command = [
         vlp,
@@ -61,13 +63,20 @@ def run(plan: dict[str, Any], args: argparse.Namespace, name: str, seed: str) ->
         "threads=1",
         *words,
     ]
+    asked = hashlib.sha256(json.dumps(command[1:]).encode()).hexdigest()
+    done = folder / "done"
+    if done.exists():
+        if done.read_text(encoding="ascii").split()[0] == asked:
+            return 0
+        print(f"{folder.name}: was done with other settings; move {folder} away to run it again", flush=True)
+        return 1
     began = time.monotonic()
     with (args.out / f"{folder.name}.log").open("a", encoding="utf-8") as log:
         code = subprocess.run(command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode
     seconds = time.monotonic() - began
     print(f"{folder.name}: {'done' if code == 0 else f'exit code {code}'} in {seconds:.0f} s", flush=True)
     if code == 0:
-        (folder / "done").write_text(f"{seconds:.1f}\n")
+        done.write_text(f"{asked} {seconds:.1f} s\n", encoding="ascii")
     return code
 
 

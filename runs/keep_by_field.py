@@ -1,6 +1,6 @@
 """The keys of the samples whose JSON field has a value, one a line: a keep-list for `keep` of a source.
 
-    python runs/keep_by_field.py "data/openstax_figures/train-*.tar" kind photo runs/out/lists/photo-train.txt
+python runs/keep_by_field.py "data/openstax_figures/train-*.tar" kind photo runs/out/lists/photo-train.txt
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     python runs/label_lists.py DATA OUT     (DATA holds emoji_styles and grocery_store)
 
-Emoji concepts marked `test` are never trained on; their pictures in every style are one test set, the other concepts in a
-style that was never trained on are another.
+Emoji concepts marked `test` are never trained on; their pictures in every style are one test set, the other
+concepts in a style that was never trained on are another.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 NLVR=${1:-}
 PYTHON=${PYTHON:-python} VLP=${VLP:-vlp} OUT=runs/out/pointing SCENES=runs/out/demo/data
-[ -d $SCENES/train ] || "$VLP" data scenes $SCENES --split train --count 16000 --seed 1 --workers 2
-[ -d $SCENES/test ] || "$VLP" data scenes $SCENES --split test --count 1000 --seed 2 --exclude $SCENES/train
+"$VLP" data scenes $SCENES --split train --count 16000 --seed 1 --workers 2  # as `make demo`; what is there stays
+"$VLP" data scenes $SCENES --split test --count 1000 --seed 2 --exclude $SCENES/train
 EVALS="{suite: configs/eval/scenes_fine.yaml, every: 100%}"
 [ -z "$NLVR" ] || EVALS="$EVALS, {suite: configs/eval/nlvr.yaml, every: 100%, overrides: {data: $NLVR}}"
 "$PYTHON" runs/arms.py runs/pointing_scenes.yaml --out $OUT --data $SCENES --seeds "${SEEDS:-1,2,3}" \
