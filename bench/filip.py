@@ -1,7 +1,10 @@
 """Token-wise similarities and a loss on them, forward and backward: ours beside the plain form, which keeps products.
 
-    python bench/filip.py --threads 2
-    python bench/filip.py --threads 2 --pairs 512,1024 --rounds 1
+    python bench/filip.py --pairs 64,128,256,512,1024 --rounds 1
+    OMP_WAIT_POLICY=PASSIVE python bench/filip.py --threads 2
+
+With more than one thread on cores that others use too, threads that wait must sleep (PASSIVE, which `make` sets): ours
+meets a thousand times where the plain form meets ten, and a thread that spins keeps off the one it waits for.
 
 Loss and both gradients are equal to 1e-4 of the largest element. Memory is the peak of a fresh process beyond what it
 held with the inputs made. Where the plain form does not fit into memory, theirs is the plain form in blocks of images,

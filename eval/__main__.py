@@ -53,19 +53,27 @@ def evaluate(
 def compare(
     dataset: Annotated[str, typer.Argument(help="name of the data set in the suite, e.g. openstax_figures-test")],
     arms: Annotated[
-        list[str], typer.Argument(help="NAME=FOLDERS, one folder a seed; NAME=FOLDERS@tokens for token ranks")
+        list[str], typer.Argument(help="NAME=FOLDERS, one folder a seed; NAME=FOLDERS@tokens for what tokens answered")
     ],
+    measure: Annotated[
+        str,
+        typer.Option(help="recall, or a metric of pointing, caption_negatives or true_false, e.g. pointing_phrase"),
+    ] = "recall",
     baseline: Annotated[str, typer.Option(help="name of the arm that the others are compared with")] = "clip",
     n_boot: Annotated[int, typer.Option(help="bootstrap resamples")] = 10_000,
 ) -> None:
-    """Compare arms on the same queries: mean R@{1,5,10} of both directions, paired bootstrap, spread over seeds.
+    """Compare arms on the same queries: paired bootstrap over pictures, and the spread over seeds.
+
+    recall is the mean of R@1, R@5 and R@10 both ways. Where two benchmarks of a data set have one metric, say which, as
+    in true_false/accuracy.
 
     Example: `vlp compare scenes-test 'clip=runs/out/clip-seed*' 'filip=runs/out/filip-seed*@tokens'`
     """
     from eval.compare import as_text, parse_arms
     from eval.compare import compare as compared
 
-    typer.echo(as_text(compared(parse_arms(arms), baseline=baseline, dataset=dataset, n_boot=n_boot)))
+    rows = compared(parse_arms(arms), baseline=baseline, dataset=dataset, measure=measure, n_boot=n_boot)
+    typer.echo(as_text(rows, measure=measure))
 
 
 def default_out(checkpoint: str, name: str) -> Path:

@@ -1,8 +1,9 @@
 """Whether one way of training is better than another on the same queries: paired bootstrap over pictures.
 
-Every picture's score is the mean over k of its hits, half from its own query and half from its captions'; seeds of an
-arm are averaged per picture first. Drawing pictures, the same for both arms, removes what makes a picture hard for all
-of them; what the seed does is shown beside it as a spread, since a bootstrap over queries cannot see it.
+Of retrieval every picture's score is the mean over k of its hits, half from its own query and half from its captions';
+of other benchmarks the items' hits are compared, and those of one picture (or sentence) drawn together. Seeds of an arm
+are averaged per item first. Drawing pictures, the same for both arms, removes what makes a picture hard for all of
+them; what the seed does is shown beside it as a spread, since a bootstrap over queries cannot see it.
 """
 
 from __future__ import annotations
@@ -10,28 +11,30 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from eval.hits import Head, Scores, read_hits
+from eval.retrieve import RANKS
 from vlp.metrics.interval import Interval, of_means
 from vlp.registry import nearest
 
-RANKS = {"global": "ranks.json", "tokens": "ranks_tokens.json"}
+RECALL = "recall"  # the measure that is read from ranks; others are columns of hits
 
 
 class Arm(NamedTuple):
-    """One way of training: its run folders, one a seed, and which head's ranks count."""
+    """One way of training: its run folders, one a seed, and which head's answers count."""
 
     folders: Sequence[Path]
-    head: str = "global"
+    head: Head = "global"
 
 
 class Row(NamedTuple):
-    """One arm: mean recall over k, directions and seeds, its seeds' values, and its difference to the baseline."""
+    """One arm: the measure's mean over items and seeds, its seeds' values, and its difference to the baseline."""
 
     arm: str
     seeds: tuple[float, ...]
@@ -56,40 +59,49 @@ def compare(
     *,
     baseline: str,
     dataset: str,
+    measure: str = RECALL,
     k: Sequence[int] = (1, 5, 10),
     n_boot: int = 10_000,
 ) -> list[Row]:
-    """One row an arm, best first; the runs were evaluated on `dataset` by the retrieval benchmark.
+    """One row an arm, best first; the runs were evaluated on `dataset` by the benchmark that has the measure.
 
+    measure: "recall", the mean of recall at `k` both ways, or a column of hits (`eval.hits.read_hits`).
     ValueError where a run lacks that evaluation, or its queries are others than the baseline's.
     """
     if baseline not in arms:
         raise ValueError(f'no arm "{baseline}"{nearest(baseline, arms)}')
     read = {
-        name: [_scores(folder / "eval" / dataset / RANKS[arm.head], k) for folder in arm.folders]
+        name: [_read(folder / "eval" / dataset, arm.head, measure, k) for folder in arm.folders]
         for name, arm in arms.items()
     }
-    keys = read[baseline][0][0]
+    first = read[baseline][0]
     for name, runs in read.items():
-        for folder, (own, _) in zip(arms[name].folders, runs, strict=True):
-            if own != keys:
+        for folder, own in zip(arms[name].folders, runs, strict=True):
+            if (own.keys, own.items) != (first.keys, first.items):
                 raise ValueError(f"{folder}: {dataset} holds other pictures there than in {arms[baseline].folders[0]}")
-    score = {name: torch.stack([values for _, values in runs]) for name, runs in read.items()}  # [seeds, pictures]
-    base = score[baseline].mean(0)
-    rows = [_row(name, values, None if name == baseline else base, n_boot) for name, values in score.items()]
+    score = {name: torch.stack([own.values for own in runs]) for name, runs in read.items()}  # [seeds, items]
+    base, number = score[baseline].mean(0), {key: place for place, key in enumerate(dict.fromkeys(first.keys))}
+    groups = torch.tensor([number[key] for key in first.keys])
+    rows = [_row(name, values, None if name == baseline else base, groups, n_boot) for name, values in score.items()]
     return sorted(rows, key=lambda row: -row.mean)
 
 
-def _row(arm: str, values: Float[Tensor, "S N"], base: Tensor | None, n_boot: int) -> Row:
+def _row(
+    arm: str, values: Float[Tensor, "S N"], base: Tensor | None, groups: Int[Tensor, "N"], n_boot: int
+) -> Row:
     seeds, mean = tuple(values.mean(1).tolist()), float(values.mean())
     if base is None:
         return Row(arm, seeds, mean, None, None)
     difference = (values.mean(0) - base)[:, None]
-    return Row(arm, seeds, mean, float(difference.mean()), of_means(difference, n_boot=n_boot)[0])
+    return Row(arm, seeds, mean, float(difference.mean()), of_means(difference, groups=groups, n_boot=n_boot)[0])
 
 
-def _scores(file: Path, k: Sequence[int]) -> tuple[list[str], Float[Tensor, "N"]]:
-    """Keys of the pictures that have captions, and each one's score in [0, 1]."""
+def _read(folder: Path, head: Head, measure: str, k: Sequence[int]) -> Scores:
+    return _recall(folder / RANKS[head], k) if measure == RECALL else read_hits(folder, measure, head=head)
+
+
+def _recall(file: Path, k: Sequence[int]) -> Scores:
+    """The score of each picture that has captions."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -101,12 +113,12 @@ def _scores(file: Path, k: Sequence[int]) -> tuple[list[str], Float[Tensor, "N"]
     place = torch.tensor(found["caption_image"])
     captions = torch.bincount(place, minlength=len(found["keys"])).double()
     to_image = torch.zeros(len(captions), dtype=torch.float64).index_add_(0, place, hits["text_to_image"]) / captions
-    return found["keys"], (hits["image_to_text"] + to_image) / 2
+    return Scores(found["keys"], [], (hits["image_to_text"] + to_image) / 2)
 
 
-def as_text(rows: Sequence[Row]) -> str:
+def as_text(rows: Sequence[Row], *, measure: str = RECALL) -> str:
     """The rows as a Markdown table, in percent."""
-    lines = ["| arm | mean recall | seeds | spread | difference (95 %) | |", "|---|---|---|---|---|---|"]
+    lines = [f"| arm | {'mean recall' if measure == RECALL else measure} | seeds | spread | difference (95 %) | |", "|---|---|---|---|---|---|"]
     for row in rows:
         seeds = ", ".join(f"{100 * value:.2f}" for value in row.seeds)
         apart = "-"
@@ -132,7 +144,7 @@ def parse_arms(words: Sequence[str]) -> dict[str, Arm]:
         )
         if not folders:
             raise ValueError(f'"{word}": no folder matches {pattern}')
-        arms[name] = Arm(folders, head or "global")
+        arms[name] = Arm(folders, cast(Head, head or "global"))
     return arms
 
 

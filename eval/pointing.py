@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from eval.benchmark import BenchmarkPart, Outcome
+from eval.hits import hits_file, picture_keys
 from eval.view import View
 from vlp.data.schema import DataError
 from vlp.metrics.interval import of_means
@@ -34,8 +35,8 @@ class Pointing(BenchmarkPart):
     """Share of named objects that the best patch hits: the patch's centre lies in the object's mask.
 
     The map of a phrase is the cosine of the projected patches with the pooled phrase (`pointing_phrase`), and the mean
-    over the phrase's tokens of their cosines with the patches (`pointing_tokens`): the latter says something of models
-    that were trained with tokens. Chance is the mean share of the picture that the object covers. `phrase` is filled
+    over the phrase's tokens of their cosines with the patches (`pointing_tokens`): the latter is what `filip` trains,
+    the former what `dreamlip` does. Chance is the mean share of the picture that the object covers. `phrase` is filled
     from the object's fields, `{a}` is the article; objects of equal phrase in one picture are one target. The mask
     holds i + 1 where object i is seen.
     """
@@ -76,7 +77,15 @@ class Pointing(BenchmarkPart):
             ci95=dict(zip(names, intervals)),
             chance=dict.fromkeys(names, chance),
             skips=dict(skips),
-            files={"pointing.json": _examples(targets, best)},
+            files={
+                "pointing.json": _examples(targets, best),
+                **hits_file(
+                    "pointing",
+                    picture_keys(view, [target.row for target in targets]),
+                    [target.phrase for target in targets],
+                    dict(zip(names, values.T.tolist())),
+                ),
+            },
             shown={target.row for target in targets[:SHOWN]},
         )
 

@@ -3,33 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from eval.hits import Head
 from eval.view import View
-from vlp.kernels.late import late_similarity
+from vlp.kernels.late import PadMax
 
 BLOCK = 64  # pairs scored at once by tokens
 
 
-def scores(view: View, rows: Sequence[int], texts: list[str], *, head: Literal["global", "tokens"]) -> Tensor:
+def scores(
+    view: View, rows: Sequence[int], texts: list[str], *, head: Head, pad_max: PadMax = "exclude"
+) -> Tensor:
     """Score [n] of picture `rows[i]` and `texts[i]`: the cosine of the pooled features, or the mean of both directions'
-    token-wise similarities (FILIP).
+    token-wise similarities (FILIP), with `pad_max` as in `vlp.kernels.late`.
     """
     if head == "global":
         text = view.text_features(texts)
         return (view.image[list(rows)] * text).sum(1)
     images, words = view.image_tokens(), view.text_tokens(texts)
-    found = []
+    found, device = [], view.encoder.device
     for start in range(0, len(rows), BLOCK):
         part = slice(start, start + BLOCK)
-        own = torch.tensor(rows[part])
-        late = late_similarity(
-            images.tokens[own].float(), words.tokens[part].float(), x_mask=None, y_mask=words.mask[part]
-        )
-        assert late.rows is not None
-        assert late.columns is not None
-        found.append((late.rows.diagonal() + late.columns.diagonal()) / 2)
-    return torch.cat(found)
+        patches = images.tokens[torch.tensor(rows[part])].to(device).float()
+        real = words.mask[part].to(device)
+        products = patches @ words.tokens[part].to(device).float().mT  # [b, P, T]; those with padding are zeros
+        nearest = products if pad_max == "zero" else products.masked_fill(~real[:, None], -torch.inf)
+        to_text = nearest.amax(2).mean(1)
+        to_image = (products.amax(1) * real).sum(1) / real.sum(1)
+        found.append((to_text + to_image) / 2)
+    return torch.cat(found).cpu()

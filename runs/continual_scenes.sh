@@ -7,9 +7,9 @@ VLP=${VLP:-.venv/bin/vlp}
 DATA=runs/out/continual/data
 SEED=10
 for STYLE in flat crayon night photo; do
-  "$VLP" data scenes "$DATA" --split "$STYLE-train" --styles "$STYLE" --count 4000 --seed "$((SEED++))" --size 64
-  "$VLP" data scenes "$DATA" --split "$STYLE-test" --styles "$STYLE" --count 500 --seed "$((SEED++))" --size 64 \
-    --exclude "$DATA/$STYLE-train"
+  "$VLP" data scenes "$DATA" --split "${STYLE}_train" --styles "$STYLE" --count 4000 --seed "$((SEED++))" --size 64
+  "$VLP" data scenes "$DATA" --split "${STYLE}_test" --styles "$STYLE" --count 500 --seed "$((SEED++))" --size 64 \
+    --exclude "$DATA/${STYLE}_train"
 done
 for ARM in ${ARMS:-finetune replay joint ctp}; do
   "$VLP" continual configs/continual/scenes.yaml --arm "$ARM" data="$DATA" "$@"

@@ -1,6 +1,6 @@
 """The keys of the samples whose JSON field has a value, one a line: a keep-list for `keep` of a source.
 
-python runs/keep_by_field.py "data/openstax_figures/train-*.tar" kind photo runs/out/lists/photo-train.txt
+Example: python runs/keep_by_field.py "data/openstax_figures/train-*.tar" kind photo runs/out/lists/photo-train.txt
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from vlp.data.sources import open_records
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("shards")
     parser.add_argument("field", help="dotted path into the JSON")
     parser.add_argument("value")

@@ -102,8 +102,9 @@ def explain(
 
     For each word a map of the cosine of its tokens with every patch, for the caption that of the pooled text, and for
     each patch the word that fits it best; beside them the similarity of the pooled features and the token-wise ones of
-    both directions (FILIP). Every tower has tokens, but only losses such as filip, wukong, dreamlip and flair teach
-    them to find their words; whether the run had one is said on the picture.
+    both directions (FILIP). Every tower has tokens, but of our losses only filip compares patches with words: wukong
+    compares words with mixtures of the patches, dreamlip patches with whole captions, flair these through projections
+    of its own. What the run had is said on the picture.
 
     Example: `vlp explain runs/out/filip photo.jpg "a red circle above a blue square" --out circle.png`
     """

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE
+from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from vlp.continual import Continual
 
 app = typer.Typer(help="Train on domains in sequence.", no_args_is_help=True)
+WIDTH = 100  # columns that the table of arms needs, also where nobody looks at a terminal
 
 
 @app.command("continual")
@@ -111,7 +113,7 @@ def _write_all(continual: Continual) -> Path:
         for course in found[1:]
         for name, (value, interval) in differences(course, found[0]).items()
     ]
-    console.print(_table(results, rows))
+    Console(stderr=True, width=max(console.width, WIDTH)).print(_table(results, rows))
     (continual.folder / "heat.png").write_bytes(heat_map(results))
     return write_page(results, continual.folder / "report.html", title=continual.name, rows=rows)
 

@@ -84,6 +84,14 @@ class Encoder:
         """The model's temperature as it is now, inverted: what cosines are multiplied by."""
         return float(self.dual.logit_scale.detach().exp())
 
+    @property
+    def token_scale(self) -> float:
+        """The same for similarities of tokens: that of the loss which compared them, where it has one of its own."""
+        heads = dict(getattr(self.dual, "heads", {}))
+        words = frozenset(getattr(self.dual, "needs", ())) >= {"image_tokens", "text_tokens"}
+        name = "wukong_scale" if reducer(self.dual) is not None else "filip_scale" if words else "dreamlip"
+        return float(heads[name].value) if name in heads else self.scale
+
     def images(self, pictures: Pictures) -> Encoded:
         """Features of records (`vlp.data.open_records`), samples, paths, bytes or PIL images, in their order.
 
@@ -121,12 +129,13 @@ class Encoder:
     def text_tokens(self, texts: Sequence[str]) -> TextTokens:
         """Features [n, D], unit tokens [n, T, D] (zero behind the end) and their mask, in order, equal texts once.
 
-        Every process holds n * T * D * 2 bytes, T one more than the longest text has, but not above the context; more
-        than `token_gb` is refused.
+        Every process holds n * T * D * 2 bytes, T one more than the longest text has, but not above the most that a
+        text can have; more than `token_gb` is refused.
         """
         unique = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         ids = self.dual.tokenizer.encode(list(unique))
-        length = min(max(map(len, ids), default=0) + 1, self.dual.tokenizer.context)
+        room = getattr(self.dual, "room", self.dual.tokenizer.context)
+        length = min(max(map(len, ids), default=0) + 1, room)
         store = TokenStore(len(unique), limit_gb=self.token_gb, what="texts", length=length)
         with self._running():
             for places, padded, mask in self._text_batches(ids):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,8 +38,7 @@ def write_explanation(
     """Writes the sheet to `out` (a format of Pillow by its ending) and, if asked, a page of the same name."""
     if not caption.strip():
         raise ValueError('the caption is empty; give some words, such as "a red circle"')
-    if out.suffix.lower() not in (known := Image.registered_extensions()):
-        raise ValueError(f'--out {out}: no picture format ends in "{out.suffix}"; take .png, {len(known)} are known')
+    refuse_unwritable(out)
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     encoder = Encoder(trained.load(checkpoint, weights=weights), device=chosen, quiet=True)
     found = align(encoder, image, caption)
@@ -55,11 +55,21 @@ def write_explanation(
     return Explanation(found, remarks, files)
 
 
+def refuse_unwritable(out: Path) -> None:
+    """ValueError where Pillow writes no RGB picture to a file of that ending: it only reads many formats."""
+    written = Image.registered_extensions().get(out.suffix.lower())
+    if written is None:
+        raise ValueError(f'--out {out}: no picture format ends in "{out.suffix}"; take .png')
+    try:
+        Image.new("RGB", (64, 64)).save(io.BytesIO(), written)
+    except (KeyError, OSError, ValueError):  # no writer; one whose library is not here; one without colours
+        raise ValueError(f"--out {out}: Pillow writes no RGB picture as {written}; take .png") from None
+
+
 def _trained(losses: tuple[Loss, ...]) -> str:
-    """Whether tokens were taught to find their words."""
-    names = trained.token_losses(losses)
-    if names:
-        return f"Trained with tokens: {', '.join(names)}."
+    """What the run compared of what the maps show."""
+    if found := trained.compared(losses):
+        return f"Trained with tokens: {'; '.join(found)}."
     if losses:
         return f"Not trained with tokens, only with {', '.join(loss.name for loss in losses)}: expect rough maps."
     return "No run's configuration lies beside this model, so whether it was trained with tokens is not known."

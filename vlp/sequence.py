@@ -71,8 +71,8 @@ def starting_model(run: Run) -> Dual:
 def carry(trainer: Trainer, before: Run) -> list[str]:
     """Take over what outlives a domain from the newest checkpoint of the run before; one line for each thing.
 
-    Heads of losses that both runs have, and the queue, whose labels are forgotten: in the next domain the same number
-    means another sample. The towers come by `model.pretrained`. Optimizer, momentum copy (a copy of the model again, as
+    Heads of losses that both runs have, and the queue, whose labels and samples are forgotten: in the next domain the
+    same number means another sample. The towers come by `model.pretrained`. Optimizer, momentum copy (a copy of the model again, as
     in CTP's code) and averages begin anew.
     """
     found = _newest(before)
@@ -82,6 +82,7 @@ def carry(trainer: Trainer, before: Run) -> list[str]:
         if name.partition(".")[0] == "queue" and file.is_file():
             state = checkpoint.load_tensors(file)
             state["label"].fill_(-1)
+            state["sample"].fill_(-1)
             companion.load_state_dict(state)
             lines.append(f"{name} goes on with what it held")
     if dist.is_main():

@@ -1,4 +1,4 @@
-"""A saved model with what its run knows of it: which losses taught it, and a head that its tokens go through."""
+"""A saved model with what its run knows of it: which losses taught it, and the heads that evaluation asks."""
 
 from __future__ import annotations
 
@@ -13,8 +13,14 @@ from vlp.models import pretrained
 from vlp.models.dual import Dual
 from vlp.models.state import load_strict, read_weights
 
-TOKENS = frozenset({"image_tokens", "text_tokens"})  # who needs one of these compares patches with words
-EVALUATED = ("wukong",)  # heads that evaluation runs
+TOKENS = frozenset({"image_tokens", "text_tokens"})  # who needs one of these compares tokens
+COMPARED = {  # what it compares, and so which maps of patches and words a run has trained
+    "filip": "filip compared patches with words, as the words' maps do",
+    "wukong": "wukong compared words with mixtures of the patches, never with a patch, as the words' maps do",
+    "dreamlip": "dreamlip compared patches with whole captions, as the caption's map does, and no words with anything",
+    "flair": "flair compared patches with whole captions through projections of its own, which no map goes through",
+}
+EVALUATED = ("wukong", "wukong_scale", "filip_scale", "dreamlip")  # heads: the reducer, and scales of tokens
 
 
 def load(path: Path | str, *, weights: Path | str | None = None) -> Dual:
@@ -37,21 +43,20 @@ def losses_of(path: Path | str) -> tuple[Loss, ...]:
     return tuple(LOSSES.build(spec) for spec in specs or ())
 
 
-def token_losses(losses: tuple[Loss, ...]) -> tuple[str, ...]:
-    """Names of those losses that compare patches with texts."""
-    return tuple(loss.name for loss in losses if loss.needs & TOKENS)
+def compared(losses: tuple[Loss, ...]) -> tuple[str, ...]:
+    """What each of those losses that compare tokens has compared."""
+    names = [getattr(loss, "of", loss).name for loss in losses if loss.needs & TOKENS]  # `of`: at several widths
+    return tuple(COMPARED[name] for name in dict.fromkeys(names))
 
 
 def knows_tokens(dual: Any) -> bool:
-    """Whether a loss of the run that `dual` comes from, or is in, compares patches with texts."""
+    """Whether a loss of the run that `dual` comes from, or is in, compares tokens."""
     return bool(frozenset(getattr(dual, "needs", ())) & TOKENS)
 
 
 def _restore_heads(dual: Dual, objective: Objective, file: Path) -> None:
     made = {name: head for name, head in objective.heads(dual).items() if name in EVALUATED}
-    if not made:
-        return
-    state = read_weights(file)
+    state = read_weights(file) if any(head.state_dict() for head in made.values()) else {}
     for name, head in made.items():
         own = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
         load_strict(head, own, where=f"{file}: {name}")

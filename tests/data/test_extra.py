@@ -85,7 +85,7 @@ def test_what_is_in_the_batch(source: dict[str, Any]) -> None:
         skips += Counter(skip.reason for skip in batch.skips)
         notes += Counter(batch.notes)
         extra = batch.extra
-        assert sorted(extra) == ["crop", "negative_mask", "negative_text", "teacher", "teacher_text", "views"]
+        assert sorted(extra) == ["crop", "negative_mask", "negative_text", "sample", "teacher", "teacher_text", "views"]
         assert extra["views"].shape == (12, 2, 3, SIZE, SIZE)
         assert extra["teacher"].dtype == torch.float32
         for name, value in extra.items():

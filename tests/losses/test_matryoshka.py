@@ -10,7 +10,8 @@ from torch.nn.functional import normalize
 
 from tests.losses.compare import assert_equal, only_term, value_and_gradients
 from tests.losses.extra import gradients, summed
-from tests.losses.small import real_of, situation
+from tests.losses.heads import headed, real_batch, seeded
+from tests.losses.small import real_of, situation, with_columns
 from tests.losses.test_negatives import _loops as negclip_loops
 from vlp import config
 from vlp.losses import LOSSES
@@ -148,3 +149,40 @@ def test_tokens_of_a_reducer_are_cut_along(make_batch, make_features):
     found = Matryoshka(of="wukong", widths=(2, 5))(reduced, batch)
     expected = Matryoshka(of="filip", widths=(2, 5))(given, batch)
     torch.testing.assert_close(found, expected)
+
+
+CUT = sorted(name for name in LOSSES.entries if name != "matryoshka" and LOSSES.resolve(name).cuts)
+WHOLE = sorted(LOSSES.entries.keys() - {"matryoshka", *CUT})
+
+
+def _everything():
+    """A batch with all columns that any loss reads."""
+    batch = with_columns(real_batch(), vocab=97)
+    teacher = {side: batch.extra[f"teacher/{side}"] for side in ("image", "text")}
+    return batch.plus({f"reference/{side}": rows for side, rows in teacher.items()})
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_every_other_loss_follows_the_width(name):
+    """Values at two widths differ, and dimensions behind the cut have no gradient."""
+    torch.manual_seed(0)
+    batch, found = _everything(), {}
+    for width in (8, 16):
+        loss = LOSSES.build({"name": "matryoshka", "of": name, "widths": [width]})
+        model = headed([loss], init_bias=-3.0)
+        seeded(0)
+        features = model(batch)
+        value = summed(loss, batch)(features)
+        rows = [features.image, features.text, features.image_tokens, features.text_tokens]
+        rows += [features.extra[column] for column in loss.joint if column in features.extra]
+        grads = torch.autograd.grad(value, [x for x in rows if x is not None], allow_unused=True)
+        assert any((x[..., :width] != 0).any() for x in grads if x is not None)
+        assert all((x[..., width:] == 0).all() for x in grads if x is not None)
+        found[width] = value.item()
+    assert found[8] != found[16]
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_what_cannot_be_cut_is_refused_by_name(name):
+    with pytest.raises(ValueError, match=rf"of: {name} cannot be cut"):
+        LOSSES.build({"name": "matryoshka", "of": name, "widths": [8]})

@@ -157,7 +157,7 @@ def _step(number: int, *, num: int = 4) -> Batch:
     image = (100 * number + torch.arange(num))[:, None].expand(num, 32).float().clone()
     image[1] = torch.nan
     text = torch.stack([image + 0.25, image + 0.5], 1)
-    return batch.plus({"momentum/image": image, "momentum/text": text})
+    return batch.plus({"momentum/image": image, "momentum/text": text, "sample": batch.label})
 
 
 def _fill(state, steps):
@@ -206,7 +206,7 @@ def test_one_side_and_columns_of_the_data():
 def test_what_cannot_be_stored_is_explained():
     with pytest.raises(ValueError, match="stores nothing"):
         Queue(image=None, text=None).build(make_dual())
-    with pytest.raises(ValueError, match='"momentum/image".*list `momentum` before it'):
+    with pytest.raises(ValueError, match='"momentum/image".*add `momentum`'):
         Queue().build(make_dual()).after_step(None, step=1, batch=random_batch(2))
     batch = random_batch(2).plus({"momentum/image": torch.zeros(2, 5), "momentum/text": torch.zeros(2, 5)})
     with pytest.raises(ValueError, match="width 5; set width: 5"):

@@ -25,8 +25,9 @@ class TokenZeroShot(Part):
     """score(c) = mean over templates k of S^I(picture, prompt_kc), S^I the mean over patches of the best word.
 
     Similarities are averaged, not features, since tokens of two templates do not correspond; `mean_prob` averages the
-    softmax over classes instead (Wukong). `blend` is the share of the pooled head in each similarity: 0 tokens alone,
-    1 the pooled head alone, with `mean_sim` that of `zeroshot`.
+    softmax over classes instead (Wukong). `blend` is the share of the pooled head in each logit: 0 tokens alone, 1 the
+    pooled head alone, with `mean_sim` that of `zeroshot`. Each head has its scale: tokens that of the loss that compared
+    them, if it had one of its own or a fixed temperature, else the model's.
     """
 
     combine: Combine = "mean_sim"
@@ -40,6 +41,7 @@ class TokenZeroShot(Part):
             encoder.text_tokens(prompts),
             names=task.names,
             scale=encoder.scale,
+            token_scale=encoder.token_scale,
             settings=self,
             device=encoder.device,
             about={
@@ -62,11 +64,13 @@ class TokenClassifier:
         *,
         names: tuple[str, ...] | Any,
         scale: float,
+        token_scale: float,
         settings: TokenZeroShot,
         device: torch.device | str = "cpu",
         about: dict[str, Any] | None = None,
     ) -> None:
-        self.prompts, self.names, self.scale, self.settings = prompts, tuple(names), scale, settings
+        self.prompts, self.names, self.settings = prompts, tuple(names), settings
+        self.scale, self.token_scale = scale, token_scale
         self.device, self.about = device, dict(about or {})
         features = prompts.features.unflatten(0, (-1, len(self.names)))
         ensemble = normalize(features.mean(dim=0), dim=-1)  # of pooled features the mean over templates means something
@@ -82,19 +86,18 @@ class TokenClassifier:
         """Logits; of `mean_prob` the logarithms of the mean probabilities."""
         total = torch.zeros(len(inputs.features), len(self.names))
         for number, pooled in enumerate(self.pooled):
-            similarity = self._similarity(inputs, number, pooled)
-            mean_prob = self.settings.combine == "mean_prob"
-            total += (self.scale * similarity).softmax(dim=1) if mean_prob else self.scale * similarity
+            logits = self._logits(inputs, number, pooled)
+            total += logits.softmax(dim=1) if self.settings.combine == "mean_prob" else logits
         mean = total / len(self.pooled)
         return mean.clamp_min(torch.finfo(mean.dtype).tiny).log() if self.settings.combine == "mean_prob" else mean
 
-    def _similarity(self, inputs: ImageTokens, number: int, pooled: Tensor) -> Tensor:
+    def _logits(self, inputs: ImageTokens, number: int, pooled: Tensor) -> Tensor:
         """[B, C] with the prompts of one template."""
         blend, rows = self.settings.blend, slice(number * len(self.names), (number + 1) * len(self.names))
-        coarse = inputs.features @ pooled.T
+        coarse = self.scale * inputs.features @ pooled.T
         if blend == 1.0:
             return coarse
-        fine = token_scores(
+        fine = self.token_scale * token_scores(
             inputs.tokens,
             self.prompts.tokens[rows],
             self.prompts.mask[rows],

@@ -25,7 +25,7 @@ from vlp.data.fields import Fields
 from vlp.registry import Part
 from vlp.types import BadSampleError
 
-RESERVED = ("views", "negative_text", "negative_mask")  # columns that are made here, not stored
+RESERVED = ("views", "negative_text", "negative_mask", "sample")  # columns that are made here, not stored
 MAX_BYTES = 64 << 20  # of one array
 Array = npt.NDArray[Any]
 

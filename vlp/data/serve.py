@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
+
 from vlp.data.captions import Captions
 from vlp.data.collate import collate
 from vlp.data.labels import Labels
@@ -23,16 +25,20 @@ EMPTY_LABELS = 1 << 62  # and these stand in slots that nothing came for
 
 
 class Made(NamedTuple):
-    """What became of one slot: its item, or None; its label; "shard:key"; why it was skipped, if it was."""
+    """What became of one slot: its item, or None; its label; "shard:key"; why it was skipped; the sample's number."""
 
     item: Item | None
     label: int
     key: str
     skip: Skip | None = None
+    sample: int = 0  # the same at every visit, and no other sample's; of a stream only until it begins again
 
 
 class Server:
-    """`server[step]` is the local batch of a step: a map-style data set whose items are whole batches."""
+    """`server[step]` is the local batch of a step: a map-style data set whose items are whole batches.
+
+    Beside what `collate` makes, extra has `sample` long [B], which knows a sample again whatever its label is now.
+    """
 
     def __init__(self, plan: Plan, *, tokenizer: Tokenizer, preprocess: Preprocess) -> None:
         self.plan, self.tokenizer, self.preprocess = plan, tokenizer, preprocess
@@ -50,7 +56,7 @@ class Server:
             if isinstance(records, Stream)
             for skip in records.drain()
         ]
-        return collate(
+        batch = collate(
             [slot.item for slot in made],
             tokenizer=self.tokenizer,
             captions=self.plan.data.captions,
@@ -62,6 +68,7 @@ class Server:
             keys=[slot.key for slot in made],
             skips=[*(slot.skip for slot in made if slot.skip), *failures],
         )
+        return batch.plus({"sample": torch.tensor([slot.sample for slot in made], dtype=torch.long)})
 
     def make(self, step: int) -> list[Made]:
         """The slots of a step before they are collated."""
@@ -81,7 +88,8 @@ class Server:
                 sample = records.read(index)
             shard, key = sample.shard, sample.key
             item = self._item(sample, number, epoch, index)
-            return Made(item, self._label(item, number, index), f"{shard}:{key}")
+            label = self._label(item, number, index)
+            return Made(item, label, f"{shard}:{key}", sample=self._unlabelled(number, index))
         except BadSampleError as error:
             if not key and not isinstance(records, Stream):
                 shard, key = records.name(index)

@@ -2,9 +2,9 @@
 
 The forward holds one image against a few texts. Products of a tile of patches x (texts, tokens) stay in registers,
 where a running maximum per patch is taken and, with all patches there, the maximum per token; only the means are
-written, and the winners if asked for. The backward needs nothing but winners: their weights are put into a tile of zeros
-in registers, and a product makes the gradient. Winners are kept up to KEEP_BYTES, else made again for some images at a
-time. There are no atomics, so the same inputs give the same bits.
+written, and the winners if asked for. The backward needs nothing but winners: their weights are put into a tile of
+zeros in registers, and a product makes the gradient. Winners are kept up to KEEP_BYTES, else made again for some images
+at a time. There are no atomics, so the same inputs give the same bits.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ class Caption(Loss):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"image_hidden", "text_hidden"})
+    cuts: ClassVar[bool] = False
 
     layers: int = Field(2, ge=1, description="of the multimodal decoder")
     tied: bool = Field(True, description="predict by the token embeddings; false: by a table of its own")

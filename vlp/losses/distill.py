@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -182,6 +182,8 @@ class FeatureDistill(FromTeacher):
 
     kind: Literal["mse", "cosine"] = "mse"
     teacher_width: int | None = Field(None, ge=1, description="E, where a linear head should lead to it")
+
+    cuts: ClassVar[bool] = False
 
     def heads(self, dual: Any) -> dict[str, nn.Module]:
         return {} if self.teacher_width is None else {"feature_distill": Projections(dual.dim, self.teacher_width)}

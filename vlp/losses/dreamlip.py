@@ -16,7 +16,7 @@ from vlp.kernels.blocks import Block, Impl, full, no_autocast
 from vlp.kernels.masked import masked_logsumexp
 from vlp.losses.contrast import global_mean, group_ids
 from vlp.losses.loss import Loss
-from vlp.losses.scale import OwnScale
+from vlp.losses.scale import FixedScale, OwnScale
 from vlp.types import Batch, Features
 
 
@@ -44,8 +44,8 @@ class DreamLIP(Loss):
     batchless: ClassVar[frozenset[str]] = frozenset({"dreamlip/scale"})
 
     def heads(self, dual: Any) -> dict[str, nn.Module]:
-        """The scale of this contrast, unless `temperature` takes its place."""
-        return {} if self.temperature is not None else {"dreamlip": OwnScale("dreamlip/scale")}
+        """The scale of this contrast."""
+        return {"dreamlip": OwnScale("dreamlip/scale") if self.temperature is None else FixedScale(self.temperature)}
 
     def __call__(self, features: Features, batch: Batch) -> dict[str, Tensor]:
         """The term "group"."""

@@ -12,11 +12,11 @@ from torch.nn.functional import pad
 
 from vlp import dist
 from vlp.kernels.blocks import Block, full
-from vlp.kernels.late import LateImpl, late_similarity
+from vlp.kernels.late import LateImpl, PadMax, late_similarity
 from vlp.losses.contrast import global_mean
 from vlp.losses.loss import Loss
-from vlp.losses.scale import OwnScale
-from vlp.losses.tokens import TokenPool, own_tokens, pool_tokens, select
+from vlp.losses.scale import FixedScale, OwnScale
+from vlp.losses.tokens import TokenPool, own_tokens, places_kept, pool_tokens, select
 from vlp.types import Batch, Features
 
 INIT_SCALE = 3.8665  # logarithm; the scale starts at 47.8
@@ -27,21 +27,23 @@ class FILIP(Loss):
 
     An image's similarity to a text is the mean over its patches of the largest dot product with a word, a text's to an
     image the mean over its words of the largest with a patch: two matrices, each for its own direction. Padding is no
-    word, in neither mean nor maximum; `pad_max: zero` lets the maximum over words see a zero, as in the authors' code.
+    word, in neither mean nor maximum; `pad_max: zero` lets the maximum over words see a zero, as in the authors' code:
+    of texts that leave a place of the context empty, as theirs are padded to it; a text that fills it has none.
     With `image_keep` and `text_keep` (paper: 0.25) only the nearest tokens are gathered and compared; they are found
     within `group` consecutive slots, by default within each pair, where the paper takes all that a worker has: so the
     number of processes does not change them.
 
-    One scale for both directions, where the authors' code has two by accident. Equal labels are positives. With K
-    captions an image, slot k contrasts the pairs that have a k-th caption; the result is the mean over all captions.
-    `impl` and `block` choose how it is computed, never the value.
+    One scale for both directions, where the authors' code has two by accident. Equal labels are positives, unless
+    `positives: own`. With K captions an image, slot k contrasts the pairs that have a k-th caption; the result is the
+    mean over all captions. `impl` and `block` choose how it is computed, never the value.
     """
 
     image_keep: float = Field(1.0, gt=0.0, le=1.0, description="share of an image's patches that is compared")
     text_keep: float = Field(1.0, gt=0.0, le=1.0, description="share of a text's words that is compared")
     group: int | None = Field(None, ge=1, description="slots among which tokens are chosen; default: each pair alone")
     label_smoothing: float = Field(0.0, ge=0.0, lt=1.0, description="share of the target spread over all columns")
-    pad_max: Literal["exclude", "zero"] = "exclude"
+    positives: Literal["label", "own"] = Field("label", description="pairs with equal labels, or only the pair itself")
+    pad_max: PadMax = "exclude"
     own_scale: bool = Field(False, description="a learned scale of its own, from 47.8, in place of the model's")
     clip_logits: float | None = Field(None, gt=0.0, allow_inf_nan=False, description="their bound; authors: 100")
     temperature: float | None = Field(None, gt=0.0, allow_inf_nan=False, description="in place of a learned scale")
@@ -50,7 +52,7 @@ class FILIP(Loss):
     block: Block = None
 
     needs: ClassVar[frozenset[str]] = frozenset({"image_tokens", "text_tokens"})
-    batchless: ClassVar[frozenset[str]] = frozenset({"filip/scale"})
+    batchless: ClassVar[frozenset[str]] = frozenset({"filip/scale", "filip/room"})
 
     @model_validator(mode="after")
     def _has_one_scale(self) -> FILIP:
@@ -59,8 +61,15 @@ class FILIP(Loss):
         return self
 
     def heads(self, dual: Any) -> dict[str, nn.Module]:
-        """A scale, if it is to have one of its own."""
-        return {f"{self.name}_scale": OwnScale(f"{self.name}/scale", INIT_SCALE)} if self.own_scale else {}
+        """A scale, if it is to have one of its own, and with `pad_max: zero` the length to which texts are padded."""
+        made: dict[str, nn.Module] = {}
+        if self.own_scale:
+            made[f"{self.name}_scale"] = OwnScale(f"{self.name}/scale", INIT_SCALE)
+        if self.temperature is not None:
+            made[f"{self.name}_scale"] = FixedScale(self.temperature)
+        if self.pad_max == "zero":
+            made[f"{self.name}_room"] = Room(f"{self.name}/room", dual.room)
+        return made
 
     def image_tokens(self, features: Features) -> Tensor | None:
         """The tokens [B, P, D] that stand for each image."""
@@ -74,7 +83,9 @@ class FILIP(Loss):
         tokens = own_tokens(image, text, batch)
         tokens = select(tokens, image_keep=self.image_keep, text_keep=self.text_keep, group=self.group)
         everyone = pool_tokens(tokens, batch, half=self.wire == "half")
-        by_image, by_text = (self._logits(similarity, features) for similarity in self._similarities(everyone))
+        everyone = everyone if self.positives == "label" else everyone.apart()
+        similarities = self._similarities(everyone, self._room(features))
+        by_image, by_text = (self._logits(similarity, features) for similarity in similarities)
         sums = []
         for k in range(text.shape[1]):
             valid = everyone.real[:, k]
@@ -83,11 +94,21 @@ class FILIP(Loss):
             sums.append(torch.where(valid[everyone.own], both / 2, 0.0).sum())
         return {"contrast": global_mean(torch.stack(sums).sum() + _unused(features, batch), everyone.num_captions)}
 
-    def _similarities(self, everyone: TokenPool) -> tuple[Float[Tensor, "B N K"], Float[Tensor, "B N K"]]:
+    def _room(self, features: Features) -> int | None:
+        """Places of a text that words can fill, if padding behind them counts."""
+        if self.pad_max == "exclude":
+            return None
+        if (room := features.extra.get(f"{self.name}/room")) is None:
+            raise ValueError(f"{self.name}: pad_max: zero needs its head, which knows the context: build it into the model")
+        return places_kept(self.text_keep, int(room))
+
+    def _similarities(
+        self, everyone: TokenPool, room: int | None
+    ) -> tuple[Float[Tensor, "B N K"], Float[Tensor, "B N K"]]:
         """Of our images to everyone's texts, and of our texts to everyone's images."""
         N, K = everyone.real.shape
         image, texts, words, own = everyone.image, everyone.text, everyone.words, everyone.own
-        if self.pad_max == "zero":  # every text has padding, whatever the length of the others in its batch
+        if room is not None and texts.shape[2] < room:  # no text fills it: all have padding, also the batch's longest
             texts, words = pad(texts, (0, 0, 0, 1)), pad(words, (0, 1))
         how: dict[str, Any] = {"x_mask": None, "pad_max": self.pad_max, "impl": self.impl, "block": self.block}
         if dist.world() == 1:  # both from one product
@@ -116,6 +137,17 @@ class FILIP(Loss):
         if self.label_smoothing:
             target = torch.lerp(target, (even / even.sum().clamp(min=1)).expand_as(target), self.label_smoothing)
         return target
+
+
+class Room(nn.Module):
+    """A head: the number of tokens that fill a text, {name: [1]} on the CPU, so that reading it waits for no device."""
+
+    def __init__(self, name: str, room: int) -> None:
+        super().__init__()
+        self.name, self.room = name, room
+
+    def forward(self, batch: Batch, towers: Any) -> dict[str, Tensor]:
+        return {self.name: torch.tensor([float(self.room)])}
 
 
 def _cross_entropy(

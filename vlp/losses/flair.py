@@ -41,6 +41,7 @@ class Flair(Loss):
     block: Block = None
 
     needs: ClassVar[frozenset[str]] = frozenset({"image_tokens", "bias"})
+    cuts: ClassVar[bool] = False
     batchless: ClassVar[frozenset[str]] = frozenset({"flair/projection", "flair/offset"})
 
     def heads(self, dual: Any) -> dict[str, nn.Module]:

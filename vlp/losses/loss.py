@@ -24,7 +24,10 @@ class Loss(Part):
 
     needs: ClassVar[frozenset[str]] = frozenset()  # what the model must make: "bias", "image_tokens", "text_tokens"
     batchless: ClassVar[frozenset[str]] = frozenset()  # names in `features.extra` without a batch dimension
-    joint: ClassVar[frozenset[str]] = frozenset()  # names in `features.extra` whose last dimension is the joint space's
+    # Whether it may be asked of the first dimensions of the joint space alone, and beside the features the names in
+    # `features.extra`, `batch.extra` and `batch.memory` whose last dimension is then to be cut along.
+    cuts: ClassVar[bool] = True
+    joint: ClassVar[frozenset[str]] = frozenset()
 
     @property
     def name(self) -> str:

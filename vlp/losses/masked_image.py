@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -29,6 +29,8 @@ class MaskedImage(Loss):
     share: float = Field(0.75, gt=0.0, lt=1.0, description="of patches that are hidden")
     width: int = Field(128, ge=32, multiple_of=32, description="of the decoder; a head has 32")
     layers: int = Field(2, ge=1, description="of the decoder")
+
+    cuts: ClassVar[bool] = False
 
     def heads(self, dual: Any) -> dict[str, nn.Module]:
         refuse_other_towers(dual, who="mae")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -32,6 +32,8 @@ class MaskedText(Loss):
     tied: bool = Field(True, description="predict by the token embeddings; false: by a table of its own")
     grounded: bool = Field(False, description="let the pooled image feature help")
     mask_id: int | None = Field(None, ge=0, description="id of the tokenizer's mask token; None: a learned vector")
+
+    cuts: ClassVar[bool] = False
 
     def heads(self, dual: Any) -> dict[str, nn.Module]:
         return {"mlm": MaskedTextHead(self, dual)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import torch
@@ -23,8 +24,9 @@ class Matryoshka(Loss):
 
     Pictures, captions and their tokens are cut and made unit again; the terms of `of` are averaged over widths, or
     added with `shares`. Our deviation: the mean where the paper adds with weights of 1, so that `weight` means what it
-    means for `of` alone. Scale and bias are shared by all widths. What heads made is cut where the inner loss says that
-    it lies in the joint space (`joint`).
+    means for `of` alone. Scale and bias are shared by all widths. What heads, momentum copy and queue made is cut where
+    the inner loss says that it lies in the joint space (`joint`); a loss that does not look at the joint space, or whose
+    head needs its whole width, is refused.
     """
 
     of: Annotated[Loss, Named("vlp.losses:LOSSES")] = Field(description="the loss, whose needs it has")
@@ -39,6 +41,11 @@ class Matryoshka(Loss):
             raise ValueError(f"shares: {len(self.shares)} for {len(self.widths)} widths; give one each, or none")
         if self.of.weight != 1:
             raise ValueError(f"of.weight is {self.of.weight}, and would be lost; set weight of matryoshka itself")
+        if not self.of.cuts:
+            raise ValueError(
+                f"of: {self.of.name} cannot be cut: it reads no pooled features or tokens of the joint space, or its "
+                "head needs their whole width; list it beside matryoshka, not inside"
+            )
         return self
 
     @property
@@ -64,7 +71,7 @@ class Matryoshka(Loss):
 
     def __call__(self, features: Features, batch: Batch) -> dict[str, Tensor]:
         """The terms of the inner loss."""
-        found = [self.of(self._cut(features, batch, width), batch) for width in self.widths]
+        found = [self.of(self._cut(features, batch, width), self._cut_columns(batch, width)) for width in self.widths]
         shares = self.shares or (1 / len(self.widths),) * len(self.widths)
         return {
             name: torch.stack(
@@ -80,11 +87,21 @@ class Matryoshka(Loss):
             text=_unit(features.text, width, real[..., None]),
             image_tokens=_tokens(features.image_tokens, width, batch.valid[:, None, None]),
             text_tokens=_tokens(features.text_tokens, width, real[..., None, None]),
-            extra={
-                name: _unit(x, width, batch.valid.reshape(-1, *[1] * (x.ndim - 1))) if name in self.joint else x
-                for name, x in features.extra.items()
-            },
+            extra={**features.extra, **self._rows(features.extra, batch, width)},
         )
+
+    def _cut_columns(self, batch: Batch, width: int) -> Batch:
+        """The batch with columns and queues of the joint space cut, too."""
+        memory = {name: normalize(full(x[..., :width]), dim=-1) for name, x in batch.memory.items() if name in self.joint}
+        return batch.plus(self._rows(batch.extra, batch, width), memory)
+
+    def _rows(self, columns: Mapping[str, Tensor], batch: Batch, width: int) -> dict[str, Tensor]:
+        """Those of the joint space, cut; [B, ..., width]."""
+        return {
+            name: _unit(x, width, batch.valid.reshape(-1, *[1] * (x.ndim - 1)))
+            for name, x in columns.items()
+            if name in self.joint
+        }
 
 
 def _tokens(x: Tensor | None, width: int, real: Tensor) -> Tensor | None:

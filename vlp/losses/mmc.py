@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -47,6 +47,8 @@ class MMC(Loss):
     hidden: int = Field(1024, ge=1, description="width of the predictor")
     impl: Impl = "auto"
     block: Block = None
+
+    cuts: ClassVar[bool] = False
 
     def heads(self, dual: Any) -> dict[str, nn.Module]:
         refuse_other_towers(dual, who="mmc")

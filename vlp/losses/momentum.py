@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -84,6 +84,8 @@ class MomentumContrast(Loss):
     `temperature` is set (CTP: 0.07).
     """
 
+    joint: ClassVar[frozenset[str]] = frozenset({"momentum/image", "momentum/text", "queue/image", "queue/text"})
+
     queue: bool = Field(True, description="contrast with the queue too")
     image_to_text: float = Field(0.5, ge=0.0, le=1.0, description="weight of that direction; the other has the rest")
     temperature: float | None = Field(None, gt=0.0, allow_inf_nan=False, description="in place of the learned scale")
@@ -129,6 +131,8 @@ class M3I(Loss):
 
     Deviation: written from the paper, whose code is not public, and without its mix of two inputs.
     """
+
+    joint: ClassVar[frozenset[str]] = frozenset({"momentum/image", "momentum/view_image"})
 
     target: Literal["view", "image"] = Field("view", description="what the momentum copy looked at")
     impl: Impl = "auto"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -61,6 +61,8 @@ class NearestText(InfoNCE):
     Deviations: entries with the pair's own label are passed over, or in data smaller than the queue the nearest would
     be the caption itself. The queue holds features of the momentum copy; its `momentum: 0` gives the student's.
     """
+
+    joint: ClassVar[frozenset[str]] = frozenset({"queue/text"})
 
     def __call__(self, features: Features, batch: Batch) -> dict[str, Tensor]:
         """The term "nearest"."""

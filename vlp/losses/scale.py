@@ -1,4 +1,4 @@
-"""A logit scale of a loss's own, beside the model's."""
+"""A logit scale of a loss's own, beside the model's, as a head: evaluation, which sees no losses, finds it there."""
 
 from __future__ import annotations
 
@@ -21,8 +21,24 @@ class OwnScale(nn.Module):
         self.name = name
         self.logit_scale = nn.Parameter(torch.full((1,), init))
 
+    @property
+    def value(self) -> float:
+        """The scale as it is now."""
+        return float(self.logit_scale.detach().exp())
+
     def forward(self, batch: Batch, towers: Any) -> dict[str, Tensor]:
         if self.training:
             with torch.no_grad():  # as the model's own scale is after a step; a clamp in the graph would stop learning
                 self.logit_scale.clamp_(0.0, MAX_SCALE)
         return {self.name: self.logit_scale.exp()}
+
+
+class FixedScale(nn.Module):
+    """A head that makes nothing: it says that a loss has 1 / `temperature` in place of a learned scale."""
+
+    def __init__(self, temperature: float) -> None:
+        super().__init__()
+        self.value = 1 / temperature
+
+    def forward(self, batch: Batch, towers: Any) -> dict[str, Tensor]:
+        return {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -49,6 +49,8 @@ class SimCLR(Loss):
     out: int = Field(256, ge=1, description="width of the space in which views are compared")
     norm: Norm = "layer"
     block: Block = None
+
+    cuts: ClassVar[bool] = False
 
     def heads(self, dual: Any) -> dict[str, nn.Module]:
         return {"simclr": SimCLRHead(mlp([dual.dim, self.hidden, self.hidden, self.out], norm=self.norm))}
@@ -114,6 +116,8 @@ class SimSiam(Loss):
     hidden: int = Field(2048, ge=1, description="width of the projector")
     bottleneck: int = Field(512, ge=1, description="width of the predictor's inner layer")
     norm: Norm = "layer"
+
+    cuts: ClassVar[bool] = False
 
     def heads(self, dual: Any) -> dict[str, nn.Module]:
         projector = mlp([dual.dim, self.hidden, self.hidden, self.hidden], norm=self.norm)

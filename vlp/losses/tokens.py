@@ -45,6 +45,10 @@ class TokenPool(NamedTuple):
         """Number of real captions on all ranks, at least 1, as a float scalar."""
         return self.real.sum().clamp(min=1).to(self.image.dtype)
 
+    def apart(self) -> TokenPool:
+        """The same with every pair its own only positive, whatever the labels."""
+        return self._replace(group=torch.arange(len(self.group), device=self.group.device))
+
 
 def own_tokens(image: Float[Tensor, "B P D"], text: Float[Tensor, "B K T D"], batch: Batch) -> Tokens:
     """This rank's tokens in fp32 or fp64; whatever stands where nothing is real, be it NaN, is replaced by zeros."""
@@ -98,11 +102,11 @@ def select(tokens: Tokens, *, image_keep: float = 1.0, text_keep: float = 1.0, g
     patches, words = nearness(tokens, group=size)
     image, text, kept = tokens.image, tokens.text, tokens.words
     if image_keep < 1:
-        image = _taken(image, _best(patches, _share(image_keep, image.shape[1])))
+        image = _taken(image, _best(patches, places_kept(image_keep, image.shape[1])))
     if text_keep < 1:
         T = text.shape[2]
-        best = _best(words, _share(text_keep, T))
-        shares = torch.tensor([_share(text_keep, length) for length in range(T + 1)], device=text.device)
+        best = _best(words, places_kept(text_keep, T))
+        shares = torch.tensor([places_kept(text_keep, length) for length in range(T + 1)], device=text.device)
         kept = torch.arange(best.shape[2], device=text.device) < shares[kept.sum(2)][..., None]
         text = torch.where(kept[..., None], _taken(text, best), 0.0)
     return Tokens(image, text, kept, tokens.valid)
@@ -128,7 +132,8 @@ def nearness(tokens: Tokens, *, group: int) -> tuple[Float[Tensor, "B P"], Float
     return patches.reshape(B, P), words.reshape(tokens.words.shape)
 
 
-def _share(share: float, total: int) -> int:
+def places_kept(share: float, total: int) -> int:
+    """That share of so many places, rounded up."""
     return math.ceil(share * total - 1e-9)  # 0.1 * 30 is a little more than 3
 
 

@@ -25,11 +25,11 @@ class Wukong(FILIP):
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
 
     needs: ClassVar[frozenset[str]] = frozenset({"image_hidden", "text_tokens"})
-    batchless: ClassVar[frozenset[str]] = frozenset({"wukong/scale"})
+    batchless: ClassVar[frozenset[str]] = frozenset({"wukong/scale", "wukong/room"})
     joint: ClassVar[frozenset[str]] = frozenset({"wukong/tokens"})
 
     def heads(self, dual: Any) -> dict[str, nn.Module]:
-        """The reducer, and a scale if it is to have one of its own."""
+        """The reducer, and the heads of `filip`."""
         width = int(dual.image_tower.width)
         if width % self.conv_groups:
             raise ValueError(

@@ -134,6 +134,11 @@ class Dual(nn.Module):
         return self.text_tower.context
 
     @property
+    def room(self) -> int:
+        """Most tokens of a text: the tokenizer's context, or less where a prefix takes some of the positions."""
+        return min(self.tokenizer.context, self.context - (self.prefix.length if self.prefix is not None else 0))
+
+    @property
     def dim(self) -> int:
         """Width D of the joint space."""
         return int(self.config["embed_dim"])

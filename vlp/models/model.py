@@ -46,6 +46,12 @@ class Model(Settings):
     def _has_source(self) -> Model:
         if self.arch is None and self.pretrained is None:
             raise ValueError("set arch (an architecture), pretrained (weights), or both")
+        whole = self.lock_image is True or (self.lock_image is not False and self.lock_image == 0)
+        if whole and self.pretrained is None:
+            raise ValueError(
+                f"lock_image: {str(self.lock_image).lower()} keeps the whole image tower as it starts, and without "
+                "`pretrained` it starts at random: set pretrained (weights, or the folder of a run), or lock less"
+            )
         if self.stretch_text is not None and (self.pretrained is None or self.text is not None):
             raise ValueError("stretch_text: the positions of `pretrained` are stretched; give it, and no other `text`")
         return self

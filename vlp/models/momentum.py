@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from vlp import dist
+from vlp.kernels.blocks import row_blocks
 from vlp.models.dual import Dual
 from vlp.registry import Part
 from vlp.types import Batch
@@ -133,11 +134,13 @@ class Queue(Part):
     """The newest `size` pairs of features of earlier steps, first in, first out (MoCo, arXiv 1911.05722).
 
     After each step every valid pair of the global batch enters, in its order: its row in the column `image`, its first
-    real caption in the column `text`, and its label. Before each step the batch gets "queue/image" and "queue/text"
-    [Q, D], "queue/label" [Q] and "queue/filled" bool [Q]. The same on every rank.
+    real caption in the column `text`, its label, and which sample it is. Before each step the batch gets "queue/image"
+    and "queue/text" [Q, D], "queue/label" [Q] and "queue/filled" bool [Q]. The same on every rank. An entry whose
+    sample is in the global batch under another label, as another caption may give it, is not filled in that step: it
+    would be a negative of itself.
 
-    Listed behind `momentum`, it stores what that made; without it `image` and `text` name columns that the data bring.
-    None leaves a side out.
+    Beside `momentum` it stores what that made; without it `image` and `text` name columns that the data bring. None
+    leaves a side out.
     """
 
     size: int = Field(4096, ge=1)
@@ -162,35 +165,45 @@ class QueueState:
         if not self.rows:
             raise ValueError("the companion `queue` stores nothing; name a column for `image` or for `text`")
         self.label = torch.full((settings.size,), -1, device=like.device)
+        self.sample = torch.full_like(self.label, -1)
         self.entered = 0  # pairs so far; the next one goes to this place, modulo the size
 
     def before_step(self, batch: Batch, model: nn.Module) -> Batch:
         """The batch with the queue beside it."""
         filled = torch.arange(self.settings.size, device=self.label.device) < self.entered
+        filled &= ~self._relabelled(batch)
         sides = {f"queue/{side}": rows for side, rows in self.rows.items()}
         return batch.plus({}, {**sides, "queue/label": self.label, "queue/filled": filled})
+
+    def _relabelled(self, batch: Batch) -> Tensor:
+        """Entries whose sample is in the global batch under another label, bool [Q]."""
+        sample, label, _ = _marks(batch, batch.valid)
+        blocks = row_blocks(self.settings.size, max(1, len(sample)), block=None, device=label.device)
+        found = [
+            ((self.sample[rows, None] == sample) & (self.label[rows, None] != label)).any(1) for rows in blocks
+        ]
+        return torch.cat(found)
 
     @torch.no_grad()
     def after_step(self, model: nn.Module, *, step: int, batch: Batch) -> None:
         """The valid pairs of all ranks enter."""
+        columns = {side: self._column(batch, side) for side in self.rows}
         wanted = batch.valid & (batch.caption_mask.any(1) if "text" in self.rows else True)
-        there = dist.gather_const(wanted)
-        label = dist.gather_const(batch.label)[there][-self.settings.size :]
-        skipped = int(there.sum()) - len(label)
-        place = torch.arange(self.entered + skipped, self.entered + skipped + len(label), device=label.device)
+        sample, label, there = _marks(batch, wanted)
+        skipped = max(0, len(label) - self.settings.size)
+        place = torch.arange(self.entered + skipped, self.entered + len(label), device=label.device)
         place %= self.settings.size
         for side, rows in self.rows.items():
-            new = dist.gather_const(self._column(batch, side))[there][-self.settings.size :]
-            rows[place] = new.to(rows.dtype)
-        self.label[place] = label
-        self.entered += skipped + len(label)
+            rows[place] = dist.gather_const(columns[side])[there][skipped:].to(rows.dtype)
+        self.label[place], self.sample[place] = label[skipped:], sample[skipped:]
+        self.entered += len(label)
 
     def _column(self, batch: Batch, side: str) -> Tensor:
         """[B, D]; of captions the first real one."""
         name = getattr(self.settings, side)
         if name not in batch.extra:
             raise ValueError(
-                f'the companion `queue` stores the column "{name}", which the batch lacks: list `momentum` before it '
+                f'the companion `queue` stores the column "{name}", which the batch lacks: add `momentum` '
                 f"with outputs that name it, or name another column in its field `{side}`"
             )
         rows = batch.extra[name]
@@ -202,14 +215,24 @@ class QueueState:
         return rows
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {**self.rows, "label": self.label, "entered": torch.tensor(self.entered)}
+        marks = {"label": self.label, "sample": self.sample}
+        return {**self.rows, **marks, "entered": torch.tensor(self.entered)}
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        mine = {**self.rows, "label": self.label}
+        mine = {**self.rows, "label": self.label, "sample": self.sample}
         for name, tensor in mine.items():
             if name not in state or state[name].shape != tensor.shape:
                 found = tuple(state[name].shape) if name in state else "nothing"
                 raise ValueError(f"queue: {name} is {found} in the checkpoint, {tuple(tensor.shape)} in this run")
             tensor.copy_(state[name])
         self.entered = int(state["entered"])
+
+
+def _marks(batch: Batch, wanted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sample and label of the wanted slots of all ranks, and which these are, [N]; one collective."""
+    if "sample" not in batch.extra:
+        raise ValueError('queue: no column "sample" in the batch, which knows a sample again; batches of a Feed have it')
+    marks = dist.gather_const(torch.stack([batch.extra["sample"], batch.label, wanted], 1))
+    there = marks[:, 2].bool()
+    return marks[there, 0], marks[there, 1], there

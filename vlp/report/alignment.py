@@ -21,6 +21,11 @@ HOW = (
     "patch. The caption's map is the cosine of the patches with the pooled text. Grey patches fit the marks of start "
     "and end best. A tower that reads from left to right lets a word speak of those before it, too."
 )
+TAUGHT = (
+    "The words' maps are what the loss filip trains. wukong compares words with mixtures of the patches, dreamlip "
+    "patches with whole captions, flair these through projections of its own: of their models the words' maps show what "
+    "came of itself."
+)
 
 
 class Panel(NamedTuple):
@@ -60,7 +65,7 @@ def grids(artefacts: Artefacts) -> Html:
     """The stored pairs of a data set, or nothing where there are none."""
     pairs = artefacts.alignment.get("pairs") or []
     shown = [_block(pair, _opened(pair["picture"])) for pair in pairs]
-    note = f"{len(pairs)} pairs, evenly spread over the data set and not chosen by result. {HOW}"
+    note = f"{len(pairs)} pairs, evenly spread over the data set and not chosen by result. {HOW} {TAUGHT}"
     return section(f"What words look at: {artefacts.name}", *shown, note=note)
 
 

@@ -42,11 +42,12 @@ def heat_map(results: Sequence[Result]) -> bytes:
     size = (len(results) * (1.6 + 0.95 * len(domains)) + 0.6, height + 0.5)
     figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)  # no pyplot: no global state, no display
-    top = max(value for result in results for row in result["matrix"] for value in row) or 1.0
+    top = 100 * max(value for result in results for row in result["matrix"] for value in row) or 1.0
     for axes, result in zip(figure.subplots(1, len(results), squeeze=False)[0], results, strict=True):
-        shown = axes.imshow(result["matrix"], vmin=0, vmax=top, cmap="viridis", aspect="auto")
+        percent = [[100 * value for value in row] for row in result["matrix"]]
+        drawn = axes.imshow(percent, vmin=0, vmax=top, cmap="viridis", aspect="auto")
         _label(axes, result, top)
-    figure.colorbar(shown, ax=figure.axes, shrink=0.85, label="score")
+    figure.colorbar(drawn, ax=figure.axes, shrink=0.85, label="score, percent")
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=110)
     return out.getvalue()
@@ -60,7 +61,7 @@ def _label(axes: Any, result: Result, top: float) -> None:
     axes.set_yticks(range(len(result["stages"])), list(map(_when, result["stages"])))
     for row, values in enumerate(result["matrix"]):
         for column, value in enumerate(values):
-            colour = "black" if value > 0.55 * top else "white"
+            colour = "black" if 100 * value > 0.55 * top else "white"
             axes.text(column, row, f"{100 * value:.1f}", ha="center", va="center", color=colour, fontsize=9)
             if row == column + 1 and not result["joint"]:
                 axes.add_patch(

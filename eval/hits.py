@@ -1,0 +1,71 @@
+"""Whether each item of a benchmark was right: files of zeros and ones, for paired comparisons of runs.
+
+`BENCHMARK_hits.json` (of `head: tokens` `BENCHMARK_hits_tokens.json`) holds schema 1, and one entry an item in each of:
+`keys`, the picture or sentence that intervals draw; `items`, what was asked of it; and `columns`, by metric 0 or 1, or
+null where the metric is not about the item. A column's mean without nulls is the metric.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from eval.view import View
+
+Head = Literal["global", "tokens"]
+Column = Sequence[float | None]
+
+
+class Scores(NamedTuple):
+    """One number an item; items of one key are drawn together."""
+
+    keys: list[str]
+    items: list[str]
+    values: Tensor  # [n], in [0, 1]
+
+
+def hits_file(
+    benchmark: str, keys: Sequence[str], items: Sequence[str], columns: Mapping[str, Column], *, head: Head = "global"
+) -> dict[str, Any]:
+    """The file's content by its name, for `Outcome.files`."""
+    whole = {name: [None if hit is None else int(hit) for hit in column] for name, column in columns.items()}
+    return {_name(benchmark, head): {"schema": 1, "keys": list(keys), "items": list(items), "columns": whole}}
+
+
+def picture_keys(view: View, rows: Sequence[int]) -> list[str]:
+    """What the pictures of these rows are called, as in files of ranks."""
+    places = view.places()
+    return [f"{places[row].shard}:{places[row].key}" for row in rows]
+
+
+def read_hits(folder: Path, measure: str, *, head: Head) -> Scores:
+    """The items of a measure, COLUMN or BENCHMARK/COLUMN, from the one file in `folder` that has it.
+
+    ValueError where none has it, or several have.
+    """
+    benchmark, _, column = measure.rpartition("/")
+    every = {file.name: json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob(_name("*", head)))}
+    found = {name: content for name, content in every.items() if column in content["columns"]}
+    if benchmark:
+        found = {name: content for name, content in found.items() if name == _name(benchmark, head)}
+    if len(found) > 1:
+        raise ValueError(f'{folder}: "{measure}" stands in {" and ".join(found)}; say which, as in true_false/{column}')
+    if not found:
+        known = sorted({name for content in every.values() for name in content["columns"]})
+        raise ValueError(
+            f'{folder}: no hits of "{measure}" by the {head} head (known: {", ".join(["recall", *known])}); run '
+            "`vlp eval` with the benchmark that measures it, such as pointing, caption_negatives or true_false"
+        )
+    (content,) = found.values()
+    asked = [place for place, hit in enumerate(content["columns"][column]) if hit is not None]
+    keys, items = ([content[name][place] for place in asked] for name in ("keys", "items"))
+    return Scores(keys, items, torch.tensor([content["columns"][column][place] for place in asked]).double())
+
+
+def _name(benchmark: str, head: Head) -> str:
+    return f"{benchmark}_hits_tokens.json" if head == "tokens" else f"{benchmark}_hits.json"
