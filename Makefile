@@ -8,7 +8,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format bench clean
+.PHONY: help install demo test lint check format bench clean
 
 help:  ## show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -29,10 +29,12 @@ demo: $(STAMP)  ## render scenes, train, evaluate, search, write runs/out/demo/r
 test: $(STAMP)  ## every test, slow ones too
 	$(BIN)/python -m pytest
 
-check: $(STAMP)  ## format, lint, types, house rules, fast tests
+lint: $(STAMP)  ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+check: lint  ## format, lint, types, house rules, fast tests
 	$(BIN)/python -m pytest -m "not slow"
 
 format: $(STAMP)  ## let ruff rewrite the sources

@@ -33,7 +33,7 @@ from vlp.registry import Part
 from vlp.text.captions import cut_bytes
 from vlp.types import BadSampleError, Sample
 
-VERSION = 1  # raise it when the same settings give another member
+VERSION = 2  # raise it when the same settings give another member
 _EVERY = 1 << 30  # captions that are taken: all there are
 Span = tuple[float, float]
 
@@ -42,7 +42,8 @@ class Teach(Part):
     """Shard in, shard out: every sample keeps its members and gets one more (DataCompDR, arXiv 2311.17049, 3.2).
 
     The member holds `boxes` [n, 4] fp32, crops as x0, y0, x1, y1 in parts of width and height, exact to the pixel;
-    `image` [n, D] fp16, the teacher's unit features of these crops at its own size; and for each caption field a row
+    `image` [n, D] fp16, the teacher's unit features of these crops at its own size; `scale`, by which it multiplies its
+    cosines, a number, fp32; and for each caption field a row
     for each of its items, zeros for one that is no text: `text` [items, D] fp16 of the first field, `text/NAME` of the
     others. Boxes are drawn from a generator keyed by seed and sample, so two teachers stored under two members see the
     same crops. Our deviation: the crop is the only augmentation, since it is the only one that can be replayed.
@@ -205,7 +206,7 @@ class TeachMaker:
             if isinstance(one, Reject):
                 yield one
                 continue
-            arrays = {"boxes": one.boxes, "image": _half(next(images))}
+            arrays = {"boxes": one.boxes, "image": _half(next(images)), "scale": np.array(encoder.scale, np.float32)}
             arrays |= {name: _half(_rows(drawn, known)) for name, drawn in one.texts.items()}
             yield Record(one.raw.key, {**one.raw.members, self.settings.member: _npz(arrays)})
 

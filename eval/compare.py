@@ -86,9 +86,7 @@ def compare(
     return sorted(rows, key=lambda row: -row.mean)
 
 
-def _row(
-    arm: str, values: Float[Tensor, "S N"], base: Tensor | None, groups: Int[Tensor, "N"], n_boot: int
-) -> Row:
+def _row(arm: str, values: Float[Tensor, "S N"], base: Tensor | None, groups: Int[Tensor, "N"], n_boot: int) -> Row:
     seeds, mean = tuple(values.mean(1).tolist()), float(values.mean())
     if base is None:
         return Row(arm, seeds, mean, None, None)
@@ -118,7 +116,10 @@ def _recall(file: Path, k: Sequence[int]) -> Scores:
 
 def as_text(rows: Sequence[Row], *, measure: str = RECALL) -> str:
     """The rows as a Markdown table, in percent."""
-    lines = [f"| arm | {'mean recall' if measure == RECALL else measure} | seeds | spread | difference (95 %) | |", "|---|---|---|---|---|---|"]
+    lines = [
+        f"| arm | {'mean recall' if measure == RECALL else measure} | seeds | spread | difference (95 %) | |",
+        "|---|---|---|---|---|---|",
+    ]
     for row in rows:
         seeds = ", ".join(f"{100 * value:.2f}" for value in row.seeds)
         apart = "-"

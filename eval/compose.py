@@ -6,17 +6,19 @@ Both ask what a bag of words cannot answer. A tie counts as wrong (SugarCrepe, a
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from eval.benchmark import BenchmarkPart, Outcome
+from eval.hits import Head, hits_file, picture_keys
 from eval.score import scores
 from eval.view import View
 from vlp.data.schema import DataError
 from vlp.data.stages import Captions
+from vlp.kernels.late import PadMax
 from vlp.metrics.interval import Interval, of_means
 from vlp.types import BadSampleError
 
@@ -33,7 +35,8 @@ class Negatives(BenchmarkPart):
     captions: Captions = Captions()
     negatives: str = "hard_negatives"
     kinds: str | None = "negative_kinds"
-    head: Literal["global", "tokens"] = "global"
+    head: Head = "global"
+    pad_max: PadMax = "exclude"
     n_boot: int = Field(1000, ge=1)
 
     def measure(self, view: View) -> Outcome:
@@ -43,19 +46,30 @@ class Negatives(BenchmarkPart):
             raise DataError(f"{view.dataset}: no picture has both a caption and {self.negatives}: {skips}")
         words = [text for one in asked for text in (one.caption, *one.negatives)]
         rows = [one.row for one in asked for _ in range(1 + len(one.negatives))]
-        found = scores(view, rows, words, head=self.head)
-        wins, place, kinds, start = [], [], [], 0
-        for number, one in enumerate(asked):
+        found = scores(view, rows, words, head=self.head, pad_max=self.pad_max)
+        wins, start = [], 0
+        for one in asked:
             stop = start + 1 + len(one.negatives)
             wins.append((found[start] > found[start + 1 : stop]).double())
-            place += [number] * len(one.negatives)
-            kinds += one.kinds
             start = stop
-        return self._outcome(wins, torch.tensor(place), kinds, len(asked), skips)
+        outcome = self._outcome(wins, [one.kinds for one in asked], skips)
+        outcome.files = self._hits(view, asked, wins)
+        return outcome
 
-    def _outcome(
-        self, wins: list[Tensor], place: Tensor, kinds: list[str], images: int, skips: dict[str, int]
-    ) -> Outcome:
+    def _hits(self, view: View, asked: list[_Asked], wins: list[Tensor]) -> dict[str, Any]:
+        """One item a pair; whether a picture's caption beats all of its negatives stands at the first of them."""
+        each, kinds = torch.cat(wins).tolist(), [kind for one in asked for kind in one.kinds]
+        columns: dict[str, list[float | None]] = {"accuracy": each}
+        for kind in sorted(set(kinds)):
+            columns[f"accuracy_{kind}"] = [win if k == kind else None for win, k in zip(each, kinds, strict=True)]
+        columns["accuracy_all"] = [x for win in wins for x in (float(win.amin()), *[None] * (len(win) - 1))]
+        keys = picture_keys(view, [one.row for one in asked for _ in one.negatives])
+        items = [f"{one.caption} | {text}" for one in asked for text in one.negatives]
+        return hits_file("caption_negatives", keys, items, columns, head=self.head)
+
+    def _outcome(self, wins: list[Tensor], by_image: list[list[str]], skips: dict[str, int]) -> Outcome:
+        images, kinds = len(wins), [kind for own in by_image for kind in own]
+        place = torch.arange(images).repeat_interleave(torch.tensor(list(map(len, wins))))
         pairs, every = torch.cat(wins)[:, None], torch.stack([win.amin() for win in wins])[:, None]
         metrics, ci95 = {"accuracy": float(pairs.mean())}, {"accuracy": self._interval(pairs, place)}
         chance = {"accuracy": 0.5}
@@ -68,7 +82,7 @@ class Negatives(BenchmarkPart):
         ci95["accuracy_all"] = self._interval(every, torch.arange(images))
         chance["accuracy_all"] = float(torch.tensor([1 / (1 + len(win)) for win in wins]).mean())
         counts = {"images": images, "pairs": len(pairs)}
-        return Outcome(metrics=metrics, n=images, counts=counts, ci95=ci95, chance=chance, skips=skips)
+        return Outcome(metrics=metrics, n=images, counts=counts, ci95=ci95, chance=chance, skips=skips, head=self.head)
 
     def _interval(self, values: Tensor, groups: Tensor) -> Interval:
         return of_means(values, groups=groups, n_boot=self.n_boot)[0]
@@ -108,13 +122,43 @@ class TrueFalse(BenchmarkPart):
     captions: Captions = Captions(fields=("sentence",))
     label: str = "label"
     group: str = "group"
-    head: Literal["global", "tokens"] = "global"
+    head: Head = "global"
+    pad_max: PadMax = "exclude"
     n_boot: int = Field(1000, ge=1)
 
     def measure(self, view: View) -> Outcome:
         """Accuracy over all pairs of all sentences; intervals draw sentences."""
+        usable, skips = self._read(view)
+        flat = [member for members in usable.values() for member in members]
+        rows, texts = [member.row for member in flat], [member.sentence for member in flat]
+        found = scores(view, rows, texts, head=self.head, pad_max=self.pad_max)
+        name = dict(zip(rows, picture_keys(view, rows), strict=True))
+        won, place, items, start = list[bool](), list[int](), list[str](), 0
+        for number, members in enumerate(usable.values()):
+            score = found[start : start + len(members)].tolist()
+            start += len(members)
+            for right, high in zip(members, score, strict=True):
+                for wrong, low in zip(members, score, strict=True):
+                    if right.label and not wrong.label:
+                        won.append(high > low)
+                        place.append(number)
+                        items.append(f"{name[right.row]} | {name[wrong.row]}")
+        values, sentences = torch.tensor(won).double()[:, None], list(map(str, usable))
+        return Outcome(
+            metrics={"accuracy": float(values.mean())},
+            n=len(flat),
+            counts={"images": len(flat), "sentences": len(usable), "pairs": len(values)},
+            ci95={"accuracy": of_means(values, groups=torch.tensor(place), n_boot=self.n_boot)[0]},
+            chance={"accuracy": 0.5},
+            head=self.head,
+            skips=skips,
+            files=hits_file("true_false", [sentences[n] for n in place], items, {"accuracy": won}, head=self.head),
+        )
+
+    def _read(self, view: View) -> tuple[dict[Any, list[_Shown]], dict[str, int]]:
+        """The pictures of each sentence that has both kinds, and why others are left out."""
         view.label_reads["scoring"] += 1
-        groups: dict[Any, list[tuple[int, bool, str]]] = defaultdict(list)
+        groups: dict[Any, list[_Shown]] = defaultdict(list)
         skips = Counter[str]()
         for row in range(len(view.encoded.kept)):
             fields = view.fields(row, (*self.captions.fields, self.label, self.group))
@@ -122,29 +166,23 @@ class TrueFalse(BenchmarkPart):
             if not isinstance(label, bool) or group is None:
                 skips["no_label"] += 1
                 continue
-            groups[group].append((row, label, self.captions.texts(fields)[0]))
-        usable = [members for members in groups.values() if len({label for _, label, _ in members}) == 2]
-        skips["sentence_without_both"] = sum(map(len, groups.values())) - sum(map(len, usable))
+            try:
+                groups[group].append(_Shown(row, label, self.captions.texts(fields)[0]))
+            except BadSampleError as error:
+                skips[error.reason] += 1
+        usable = {group: members for group, members in groups.items() if len({one.label for one in members}) == 2}
+        skips["sentence_without_both"] = sum(map(len, groups.values())) - sum(map(len, usable.values()))
         if not usable:
             raise DataError(f"{view.dataset}: no sentence has a true and a false picture ({self.label}, {self.group})")
-        flat = [member for members in usable for member in members]
-        found = scores(view, [row for row, _, _ in flat], [text for _, _, text in flat], head=self.head)
-        wins, place, start = [], [], 0
-        for number, members in enumerate(usable):
-            score, label = found[start : start + len(members)], torch.tensor([label for _, label, _ in members])
-            won = (score[label][:, None] > score[~label]).double().flatten()
-            wins.append(won)
-            place += [number] * len(won)
-            start += len(members)
-        values = torch.cat(wins)[:, None]
-        return Outcome(
-            metrics={"accuracy": float(values.mean())},
-            n=len(flat),
-            counts={"images": len(flat), "sentences": len(usable), "pairs": len(values)},
-            ci95={"accuracy": of_means(values, groups=torch.tensor(place), n_boot=self.n_boot)[0]},
-            chance={"accuracy": 0.5},
-            skips={reason: count for reason, count in skips.items() if count},
-        )
+        return usable, {reason: count for reason, count in skips.items() if count}
+
+
+class _Shown(NamedTuple):
+    """One picture of a sentence, and whether the sentence is true of it."""
+
+    row: int
+    label: bool
+    sentence: str
 
 
 class _Asked(NamedTuple):

@@ -14,9 +14,7 @@ from vlp.kernels.late import PadMax
 BLOCK = 64  # pairs scored at once by tokens
 
 
-def scores(
-    view: View, rows: Sequence[int], texts: list[str], *, head: Head, pad_max: PadMax = "exclude"
-) -> Tensor:
+def scores(view: View, rows: Sequence[int], texts: list[str], *, head: Head, pad_max: PadMax = "exclude") -> Tensor:
     """Score [n] of picture `rows[i]` and `texts[i]`: the cosine of the pooled features, or the mean of both directions'
     token-wise similarities (FILIP), with `pad_max` as in `vlp.kernels.late`.
     """
@@ -32,6 +30,6 @@ def scores(
         products = patches @ words.tokens[part].to(device).float().mT  # [b, P, T]; those with padding are zeros
         nearest = products if pad_max == "zero" else products.masked_fill(~real[:, None], -torch.inf)
         to_text = nearest.amax(2).mean(1)
-        to_image = (products.amax(1) * real).sum(1) / real.sum(1)
+        to_image = (products.amax(1) * real).sum(1) / real.sum(1).clamp(min=1)
         found.append((to_text + to_image) / 2)
     return torch.cat(found).cpu()

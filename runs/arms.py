@@ -30,7 +30,8 @@ def main() -> None:
     parser.add_argument("--data", default="data")
     parser.add_argument("--seeds", default="0", help="comma between them")
     parser.add_argument("--only", default="", help="names of arms, comma between them; default: all")
-    parser.add_argument("--parallel", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--parallel", type=int, default=2, help="runs at a time")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads of each run")
     parser.add_argument("--set", action="append", default=[], help="one more override for every arm")
     args = parser.parse_args()
     plan = yaml.safe_load(args.plan.read_text(encoding="utf-8"))
@@ -60,7 +61,7 @@ def run(plan: dict[str, Any], args: argparse.Namespace, name: str, seed: str) ->
         f"name={folder.name}",
         f"out={args.out}",
         f"seed={seed}",
-        "threads=1",
+        f"threads={args.threads}",
         *words,
     ]
     asked = hashlib.sha256(json.dumps(command[1:]).encode()).hexdigest()
@@ -70,9 +71,10 @@ def run(plan: dict[str, Any], args: argparse.Namespace, name: str, seed: str) ->
             return 0
         print(f"{folder.name}: was done with other settings; move {folder} away to run it again", flush=True)
         return 1
+    env = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "OMP_WAIT_POLICY": "PASSIVE"}
     began = time.monotonic()
     with (args.out / f"{folder.name}.log").open("a", encoding="utf-8") as log:
-        code = subprocess.run(command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode
+        code = subprocess.run(command, stdout=log, stderr=log, env=env).returncode
     seconds = time.monotonic() - began
     print(f"{folder.name}: {'done' if code == 0 else f'exit code {code}'} in {seconds:.0f} s", flush=True)
     if code == 0:

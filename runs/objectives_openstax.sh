@@ -8,9 +8,9 @@ PYTHON=${PYTHON:-python}
 OUT=runs/out/objectives
 SUITE() { echo "evals=[{suite: configs/eval/$1.yaml, every: 100%, overrides: {data: $DATA/openstax_figures}}]"; }
 if [ "$STAGE" = validation ]; then
-  "$PYTHON" runs/arms.py runs/objectives_openstax.yaml --out $OUT/validation --data "$DATA" --seeds 0 --parallel "${PARALLEL:-2}" \
+  "$PYTHON" runs/arms.py runs/objectives_openstax.yaml --out $OUT/validation --data "$DATA" --seeds 0 --parallel "${PARALLEL:-1}" --threads "${THREADS:-2}" \
     --set "$(SUITE openstax_heads_validation)"
 else
   "$PYTHON" runs/arms.py runs/objectives_openstax.yaml --out $OUT/test --data "$DATA" --seeds 1,2,3 --only "$3" \
-    --parallel "${PARALLEL:-2}" --set "$(SUITE openstax_heads)"
+    --parallel "${PARALLEL:-1}" --threads "${THREADS:-2}" --set "$(SUITE openstax_heads)"
 fi

@@ -21,6 +21,7 @@ from vlp.losses.objective import Objective
 from vlp.losses.sigmoid import Sigmoid
 from vlp.models.dual import Dual
 from vlp.models.find import find
+from vlp.models.freeze import lock
 from vlp.models.model import Model
 from vlp.types import Batch, Features
 
@@ -51,9 +52,12 @@ def archs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def build(arch: str, settings: dict[str, Any]) -> Dual:
-    """The model in fp64, with the same random weights at every call."""
+    """The model in fp64, with the same random weights at every call, also in a locked tower."""
     torch.manual_seed(7)
-    return Model(arch=arch, **settings).build(needs=OBJECTIVE.needs).double().train()
+    locked = settings.get("lock_image", False)
+    dual = Model(arch=arch, **settings | {"lock_image": False}).build(needs=OBJECTIVE.needs)
+    lock(dual, image=locked, text=settings.get("lock_text", False))
+    return dual.double().train()
 
 
 def gradients(dual: Dual) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import re
 
 import pytest
@@ -13,8 +14,12 @@ from typer.testing import CliRunner
 
 from tests.eval.colours import jpeg
 from vlp import checkpoint, cli, trained
+from vlp.adapters.task import Task
+from vlp.adapters.token_zeroshot import TokenZeroShot
 from vlp.embed import Encoder
 from vlp.explain import _grid, align
+from vlp.explained import refuse_unwritable
+from vlp.losses import LOSSES
 from vlp.losses.objective import Objective
 from vlp.models import pretrained
 from vlp.models.model import Model
@@ -22,16 +27,19 @@ from vlp.report import alignment, write_report
 from vlp.report.heat import heat
 from vlp.report.read import Artefacts
 from vlp.report.sheet import draw, unseen
+from vlp.token_scores import token_scores
 
 SPECS = [{"name": "infonce"}, {"name": "filip"}]
 TEXT = "a photosynthesizing red circle"
 
 
-def saved_run(folder, losses):
-    """A run folder with one checkpoint of a tiny model and its losses' heads, and that model."""
+def saved_run(folder, losses, change=None):
+    """A run folder with one checkpoint of a tiny model and its losses' heads, and that model, changed by `change`."""
     torch.manual_seed(0)
     dual = Model(arch="vlp-nano").build()
-    dual.heads.update(Objective([trained.LOSSES.build(spec) for spec in losses]).heads(dual))
+    dual.heads.update(Objective([LOSSES.build(spec) for spec in losses]).heads(dual))
+    if change is not None:
+        change(dual)
 
     def fill(step):
         pretrained.save(dual, step / "model")
@@ -134,12 +142,16 @@ def test_the_command_writes_the_sheet_and_says_how_the_model_was_trained(run, tm
     result = explain(run, tmp_path / "red.jpg", TEXT, "--out", tmp_path / "new" / "sheet.png", "--html")
     assert result.exit_code == 0
     assert "photosynthesizing" in result.output
-    assert "Trained with tokens: filip." in result.output
+    assert "Trained with tokens: filip compared patches with words" in result.output.replace("\n", " ")
     with Image.open(tmp_path / "new" / "sheet.png") as sheet:
         assert sheet.width > 800
     assert "filip" in (tmp_path / "new" / "sheet.html").read_text(encoding="utf-8")
     with pytest.raises(ValueError, match=r"no picture format ends in \"\.txt\""):
         explain(run, tmp_path / "red.jpg", TEXT, "--out", tmp_path / "sheet.txt")
+    for ending, name in ((".psd", "PSD"), (".xbm", "XBM"), (".hdf", "HDF5")):  # only read; without colours; no library
+        with pytest.raises(ValueError, match=f"Pillow writes no RGB picture as {name}"):
+            explain(run, tmp_path / "red.jpg", TEXT, "--out", tmp_path / f"sheet{ending}")
+    refuse_unwritable(tmp_path / "sheet.JPG")
     with pytest.raises(ValueError, match="caption is empty"):
         explain(run, tmp_path / "red.jpg", "  ")
 
@@ -155,6 +167,54 @@ def test_a_model_without_token_losses_and_one_without_a_run_say_so(tmp_path):
     pretrained.save(Model(arch="vlp-nano").build(), tmp_path / "alone")
     assert trained.losses_of("no/such/place") == ()
     assert "not known" in explain(tmp_path / "alone", *words).output
+
+
+def test_each_loss_on_tokens_says_what_it_compared():
+    """Word maps are what was compared only where patches and words both come from the model as they are."""
+    named = [name for name in LOSSES.names() if name != "matryoshka" and LOSSES.resolve(name).needs & trained.TOKENS]
+    assert sorted(named) == sorted(trained.COMPARED)
+    assert [name for name in named if LOSSES.resolve(name).needs >= trained.TOKENS] == ["filip"]
+    for name, said in trained.COMPARED.items():
+        assert ("patches with words, as the words' maps do" in said) == (name == "filip")
+    cut = LOSSES.build({"name": "matryoshka", "of": "filip", "widths": [8]})
+    said = trained.compared((cut, LOSSES.build("infonce"), LOSSES.build("dreamlip")))
+    assert said == (trained.COMPARED["filip"], trained.COMPARED["dreamlip"])
+
+
+@pytest.mark.parametrize(
+    ("specs", "scale"),
+    [
+        ([{"name": "infonce"}], None),
+        ([{"name": "filip"}, {"name": "dreamlip"}], None),  # tokens were compared with the model's scale
+        ([{"name": "infonce"}, {"name": "filip", "own_scale": True}], 30.0),
+        ([{"name": "filip", "temperature": 0.02}], 50.0),
+        ([{"name": "wukong", "tokens": 3, "own_scale": True}], 30.0),
+        ([{"name": "wukong", "tokens": 3, "temperature": 0.02}], 50.0),
+        ([{"name": "infonce"}, {"name": "dreamlip"}], 30.0),
+        ([{"name": "infonce"}, {"name": "dreamlip", "temperature": 0.02}], 50.0),
+        ([{"name": "matryoshka", "of": {"name": "filip", "temperature": 0.02}, "widths": [8]}], 50.0),
+    ],
+)
+def test_tokens_keep_the_scale_of_their_loss(tmp_path, specs, scale):
+    def learned(dual):
+        for name in dual.heads:
+            if name.endswith("_scale") or name == "dreamlip":
+                for parameter in dual.heads[name].parameters():
+                    parameter.data.fill_(math.log(30.0))
+
+    dual = saved_run(tmp_path / "run", specs, change=learned)
+    dual.set_needs(Objective([LOSSES.build(spec) for spec in specs]).needs)
+    after = Encoder(trained.load(tmp_path / "run"), quiet=True)
+    for encoder in (Encoder(dual, quiet=True), after):  # in the run, and when it is over
+        assert encoder.token_scale == pytest.approx(encoder.scale if scale is None else scale, rel=1e-5)
+        assert encoder.scale == pytest.approx(1 / 0.07)
+    task = Task(("red", "blue"), ("{}",))
+    tokens, pooled, half = (TokenZeroShot(blend=blend).fit(after, task) for blend in (0.0, 1.0, 0.25))
+    pictures = after.image_tokens([jpeg("red"), jpeg("blue")])
+    prompts = after.text_tokens(["red", "blue"])
+    late = token_scores(pictures.tokens, prompts.tokens, prompts.mask, want="rows")
+    torch.testing.assert_close(tokens(pictures), after.token_scale * late, atol=1e-4, rtol=0)
+    torch.testing.assert_close(half(pictures), 0.75 * tokens(pictures) + 0.25 * pooled(pictures), atol=1e-4, rtol=0)
 
 
 def test_a_wukong_run_comes_back_with_its_reducer(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from vlp.duration import Clock
 from vlp.models.dual import Dual
-from vlp.models.freeze import depths
+from vlp.models.freeze import depths, lock
 from vlp.models.model import Model
 from vlp.optim import SCHEDULES, Optim, set_rate
 
@@ -74,7 +74,8 @@ def test_groups_cover_all_once_and_scale_by_depth(dual: Dual) -> None:
 
 
 def test_locked_parameters_have_no_group_and_rates_follow() -> None:
-    dual = Model(arch="vlp-nano", lock_image=True).build()
+    dual = Model(arch="vlp-nano").build()
+    lock(dual, image=True)
     optimizer = Optim(lr=1.0, text_lr=0.1).build(dual, depths=depths(dual))
     assert not any(name.startswith("visual.") for group in optimizer.param_groups for name in group["names"])
     set_rate(optimizer, 0.5)

@@ -129,13 +129,12 @@ class Encoder:
     def text_tokens(self, texts: Sequence[str]) -> TextTokens:
         """Features [n, D], unit tokens [n, T, D] (zero behind the end) and their mask, in order, equal texts once.
 
-        Every process holds n * T * D * 2 bytes, T one more than the longest text has, but not above the most that a
-        text can have; more than `token_gb` is refused.
+        Every process holds n * T * D * 2 bytes, T one more than the longest text has, but not above the context; more
+        than `token_gb` is refused.
         """
         unique = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         ids = self.dual.tokenizer.encode(list(unique))
-        room = getattr(self.dual, "room", self.dual.tokenizer.context)
-        length = min(max(map(len, ids), default=0) + 1, room)
+        length = min(max(map(len, ids), default=0) + 1, self.dual.tokenizer.context)
         store = TokenStore(len(unique), limit_gb=self.token_gb, what="texts", length=length)
         with self._running():
             for places, padded, mask in self._text_batches(ids):

@@ -17,6 +17,7 @@ from vlp.guards import refuse_batch_statistics, refuse_large_vocabulary
 from vlp.losses.objective import Objective
 from vlp.models.dual import Dual
 from vlp.models.freeze import depths
+from vlp.models.momentum import Queue
 from vlp.optim import Rate
 from vlp.run import Run
 from vlp.types import Batch
@@ -73,14 +74,37 @@ def named_companions(parts: Sequence[Any]) -> dict[str, Any]:
 
 def companions_of(run: Run, dual: Dual) -> dict[str, Any]:
     """The companions of a run by name, made for the model on the device where it is."""
+    refuse_queue_of_a_stream(run)
     return {name: part.build(dual) for name, part in named_companions(run.companions).items()}
 
 
 def accompanied(batch: Batch, companions: Mapping[str, Any], dual: Dual) -> Batch:
-    """The batch with what the companions add to it, each seeing what those before it added."""
-    for companion in companions.values():
+    """The batch with what the companions add to it, each seeing what those before it added; no column is made twice."""
+    makers: dict[str, str] = {}
+    for name, companion in companions.items():
+        before = {**batch.extra, **batch.memory}
         batch = companion.before_step(batch, dual)
+        for column, value in {**batch.extra, **batch.memory}.items():
+            if column in before and value is not before[column]:
+                first = f"the companion `{makers[column]}`" if column in makers else "the data"
+                raise ValueError(
+                    f'the companion `{name}` makes the column "{column}", which {first} brought already; leave one of '
+                    "them out, or let it come under another name (`prefix` of a teacher, data.sources[].columns)"
+                )
+            if column not in before:
+                makers[column] = name
     return batch
+
+
+def refuse_queue_of_a_stream(run: Run) -> None:
+    """ValueError where a queue could not know the samples of a source again."""
+    streams = [source.shown() for source in run.data.sources if source.endless]
+    if streams and any(isinstance(part, Queue) for part in run.companions):
+        raise ValueError(
+            f"the companion `queue` knows its entries by the place of their sample, and {streams[0]} is a stream, "
+            "which numbers its samples anew at every pass and resume; make shards of it (`vlp data build`), or leave "
+            "queue out"
+        )
 
 
 def compile_blocks(dual: Dual) -> None:

@@ -72,8 +72,8 @@ def carry(trainer: Trainer, before: Run) -> list[str]:
     """Take over what outlives a domain from the newest checkpoint of the run before; one line for each thing.
 
     Heads of losses that both runs have, and the queue, whose labels and samples are forgotten: in the next domain the
-    same number means another sample. The towers come by `model.pretrained`. Optimizer, momentum copy (a copy of the model again, as
-    in CTP's code) and averages begin anew.
+    same number means another sample. The towers come by `model.pretrained`. Optimizer, momentum copy (a copy of the
+    model again, as in CTP's code) and averages begin anew.
     """
     found = _newest(before)
     lines = _carry_heads(trainer.dual, found / "model" / pretrained.HEADS_FILE)

@@ -83,8 +83,9 @@ class State:
         return Progress(int(saved["step"]), float(saved["seconds"]), saved["skips"])
 
     def _refuse_change(self, path: Path, saved: Mapping[str, Any]) -> None:
+        moved = [f"companions.{n}.pretrained" for n in range(len(self.run.companions))]  # they know it by its weights
         lines = differences(
-            config.read_yaml(path / "config.yaml"), self.run.model_dump(mode="json"), self.run.allow_change
+            config.read_yaml(path / "config.yaml"), self.run.model_dump(mode="json"), [*self.run.allow_change, *moved]
         )
         for key, value in self.facts.items():
             if saved.get(key) != value and key not in self.run.allow_change:

@@ -63,7 +63,7 @@ class Batch:
     label: Tensor  # long [B]; equal labels are positives
     source: Tensor  # long [B]; index of the mixture's source
     extra: Mapping[str, Tensor] = field(default_factory=dict)  # columns a part asked for, batch dimension first
-    memory: Mapping[str, Tensor] = field(default_factory=dict)  # what companions hold that has no batch dimension: queues
+    memory: Mapping[str, Tensor] = field(default_factory=dict)  # what companions hold without a batch dimension: queues
     keys: tuple[str, ...] = ()  # "shard:key" of every slot, for messages; empty string for an empty slot
     skips: tuple[Skip, ...] = ()  # samples found bad while this batch was made
     notes: tuple[str, ...] = ()  # what was done to samples that stayed, one word each time: "caption_cut"
@@ -168,8 +168,8 @@ class Companion(Protocol):
     """Memory of a run beside the model: momentum copy, queue, teacher, moving average.
 
     `before_step` only reads its memory and fills `batch.extra` (rows) and `batch.memory` (queues and the like);
-    `after_step`, which gets the batch that `before_step` filled, is where memory changes: some batches are passed through
-    and thrown away. One that averages weights has `applied(model)`, a `with` block that swaps them in.
+    `after_step`, which gets the batch that `before_step` filled, is where memory changes: some batches are passed
+    through and thrown away. One that averages weights has `applied(model)`, a `with` block that swaps them in.
     """
 
     def before_step(self, batch: Batch, model: nn.Module) -> Batch: ...

@@ -127,6 +127,34 @@ def test_negatives_from_fields_and_by_rule() -> None:
     assert texts[3] in {"a blue cat on a red mat", "a red mat on a blue cat"}
 
 
+def test_stored_negatives_are_led_like_captions() -> None:
+    record = {"title": "Zoo", "caption": "a cat", "wrong": ["a dog", "Zoo"]}
+    captions = Captions(lead=("title",), joint=": ", negatives=2, negative_fields=("wrong",))
+    assert draw(captions, record) == ["Zoo: a cat"]
+    assert false_texts(captions, record, None) == ["Zoo: a dog", "Zoo"]
+
+
+def test_no_true_caption_is_served_as_a_false_one() -> None:
+    """Not those that were not drawn, nor those of other fields, of the pool, or their sentences; nor by a swap."""
+    record = {
+        "captions": ["a cat on a mat", "a red mat. It is new.", "a mat on a cat"],
+        "more": ["said elsewhere"],
+        "long": ["One. Two."],
+        "wrong": ["a red mat. It is new.", "It is new.", "said elsewhere", "Two.", "a dog", "One. Two."],
+    }
+    settings = {"fields": ("captions", "more"), "pick": "subcaptions", "pool": ("long",), "negatives": 6}
+    stored = Captions(negative_fields=("wrong",), negative_rule="swap", **settings)
+    assert false_texts(stored, record, None) == ["a dog"]
+    assert false_texts(stored, {**record, "captions": ["a cat on a mat"]}, None) == [
+        "a red mat. It is new.",
+        "It is new.",
+        "a dog",
+        "a mat on a cat",
+    ]
+    led = Captions(fields=("captions",), lead=("more",), negatives=9, negative_rule="swap")
+    assert "said elsewhere a mat on a cat" not in false_texts(led, record)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

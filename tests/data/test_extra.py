@@ -117,7 +117,8 @@ def test_negatives_are_false_texts_with_their_own_mask(source: dict[str, Any]) -
         assert not set(letters) & set(captions)
         assert not mask[row][~mask[row].any(dim=1)].any()
         found |= set(letters)
-    assert {"never", "one", "wrong 3", "a blue cat on a red mat"[:30]} <= found
+    assert {"never", "wrong 3", "a blue cat on a red mat"[:30]} <= found
+    assert "one" not in found, "another caption of the sample"
     assert not mask[~batch.valid].any()
 
 
@@ -246,8 +247,28 @@ def test_views_of_a_run_are_settings() -> None:
     assert {name: value.shape for name, value in data.blank((4, 6)).items()} == {"views": (2, 3, 4, 6)}
 
 
-def test_the_feed_of_a_plain_run_has_no_columns(tmp_path: Path) -> None:
+def test_the_feed_of_a_plain_run_has_no_column_but_the_samples_number(tmp_path: Path) -> None:
     write(tmp_path / "set", size=4)
     sources = [{"name": "shards", "urls": str(tmp_path / "set")}]
     data = Data.model_validate({"sources": sources, "batch_size": 2, "workers": 0})
-    assert not Feed(data, tokenizer=Letters(), preprocess=Preprocess(size=SIZE), seed=0).batch(0).extra
+    plain = Feed(data, tokenizer=Letters(), preprocess=Preprocess(size=SIZE), seed=0)
+    assert [list(plain.batch(step).extra) for step in range(2)] == [["sample"]] * 2
+
+
+def test_a_sample_keeps_its_number_whatever_its_caption_and_label(tmp_path: Path) -> None:
+    write(tmp_path / "set", size=8)
+    captions = {"fields": ["captions"], "pick": "random"}
+    sources = [{"name": "shards", "urls": str(tmp_path / "set"), "captions": captions}]
+    data = Data.model_validate({"sources": sources, "batch_size": 4, "workers": 0, "same_caption_same_label": True})
+    feed_ = Feed(data, tokenizer=Letters(), preprocess=Preprocess(size=SIZE), seed=0)
+    numbers, labels = dict[str, set[int]](), dict[str, set[int]]()
+    for step in range(12):
+        batch = feed_.batch(step)
+        for key, number, label, valid in zip(batch.keys, batch.extra["sample"].tolist(), batch.label.tolist(),
+                                             batch.valid.tolist(), strict=True):  # fmt: skip
+            if valid:
+                numbers.setdefault(key, set()).add(number)
+                labels.setdefault(key, set()).add(label)
+    assert all(len(found) == 1 for found in numbers.values())
+    assert len({number for found in numbers.values() for number in found}) == len(numbers)
+    assert max(map(len, labels.values())) > 1

@@ -87,6 +87,7 @@ def test_what_is_stored_is_what_the_encoder_gives_for_the_same_crop(tmp_path: Pa
         assert {name: members for name, members in sample.members.items() if name != "teacher.npz"} == before[key]
         assert (stored["image"].shape, stored["image"].dtype) == ((3, 64), np.float16)
         assert stored["boxes"].dtype == np.float32
+        assert (stored["scale"].shape, stored["scale"].item()) == ((), pytest.approx(encoder.scale))
         assert stored["text"].shape == (len(captions), 64)
         whole = encoder.dual.transform.read(sample.members["jpg"])
         parts = [stored_box(box, *whole.shape[-2:]) for box in stored["boxes"].tolist()]
@@ -249,7 +250,7 @@ def test_a_second_teacher_sees_the_same_crops(tmp_path: Path, teacher: Path, sha
         assert second["text"].shape == (1, 64)
         assert second["text/captions"].shape == first["text"].shape
     Teach(checkpoint=str(teacher), views=2, captions=()).run([shards], tmp_path / "pictures")
-    assert sorted(arrays(read(tmp_path / "pictures")["000007"])) == ["boxes", "image"]
+    assert sorted(arrays(read(tmp_path / "pictures")["000007"])) == ["boxes", "image", "scale"]
 
 
 @pytest.mark.slow

@@ -51,6 +51,7 @@ def with_heads(features: Features, batch: Batch, *, seed: int = 5) -> Features:
         "negclip/text": normalize(drawn(B, M, WIDTH), dim=-1),
         "feature_distill/image": drawn(B, TEACHER),
         "feature_distill/text": drawn(B, K, TEACHER),
+        "cmpm/image": 2 * drawn(B, WIDTH),
     }
     return features._replace(extra={name: x.requires_grad_() for name, x in extra.items()})
 
@@ -73,6 +74,7 @@ class HeadedTowers(TinyTowers):
             "negclip/text": normalize(words, dim=-1),
             "feature_distill/image": self.teach(features.image),
             "feature_distill/text": self.teach(features.text),
+            "cmpm/image": self.image(batch.image.flatten(1).double() / 255),
         }
         return features._replace(extra={**features.extra, **extra})
 

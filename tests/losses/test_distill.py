@@ -46,6 +46,19 @@ def test_logits_equal_loops(make_batch, make_features, teacher_scale, how):
     )
 
 
+def test_a_stored_scale_is_that_of_each_row(make_batch, make_features):
+    """As a column of the shards, zero or worse in empty slots; under another name if it is said."""
+    features, batch = situation(make_batch, make_features)
+    stored = torch.full((len(batch),), 7.0)
+    stored[~batch.valid] = torch.nan
+    found = value_and_gradients(
+        only_term(LogitDistill(scale_column="big/scale", block=3), batch.plus({"big/scale": stored})), features
+    )
+    assert_equal(found, value_and_gradients(lambda f: _distill(f, batch, 7.0), features))
+    with pytest.raises(ValueError, match=r'no column "big/scale".*teacher\.npz:scale'):
+        LogitDistill(scale_column="big/scale")(features, batch)
+
+
 def test_logits_equal_open_clip(make_batch, make_features):
     batch, features = with_columns(make_batch(6)), make_features(6, scale=12.0)
     u, v = (normalize(batch.extra[f"teacher/{side}"], dim=-1) for side in ("image", "text"))

@@ -273,7 +273,7 @@ def test_settings():
     loss = LOSSES.build({"name": "dreamlip", "delta": 0.1})
     assert loss.name == "dreamlip"
     assert isinstance(loss.heads(None)["dreamlip"], nn.Module)
-    assert not DreamLIP(temperature=0.1).heads(None)
+    assert DreamLIP(temperature=0.1).heads(None)["dreamlip"].value == pytest.approx(10)  # for evaluation alone
     for bad in ({"delta": -1}, {"delta": 1.5}, {"temperature": 0}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             DreamLIP(**bad)

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from torch.nn.functional import pad
+from torch.nn.functional import normalize, pad
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.losses import token_compare
@@ -16,11 +16,15 @@ from tests.losses.token_compare import merged, one_rank, seen, token_features
 from tests.models.tiny import NANO, make_dual
 from tests.models.tiny import make_batch as tiny_batch
 from vlp import gradcache
+from vlp.embed import Encoder
 from vlp.kernels.late import late_similarity
 from vlp.losses import LOSSES
 from vlp.losses.filip import FILIP
 from vlp.losses.infonce import InfoNCE
 from vlp.losses.objective import Objective
+from vlp.losses.tokens import own_tokens, pool_tokens
+from vlp.models.model import Model
+from vlp.token_scores import token_scores
 from vlp.types import Features
 
 SETTINGS = [
@@ -41,17 +45,28 @@ def _by_loops(settings):
     return lambda features, batch: token_compare.filip(features, batch, **{"group": 1} | settings)
 
 
-@pytest.mark.parametrize("settings", [*SETTINGS, {"pad_max": "zero"}])
+def _in_room(features, room):
+    """The features as a model makes them whose texts have at most `room` tokens; `pad_max: zero` asks."""
+    return features._replace(extra={"filip/room": torch.tensor([float(room)], requires_grad=True)})
+
+
+ZERO = [{"pad_max": "zero"}, {"pad_max": "zero", "text_keep": 0.5}]
+
+
+@pytest.mark.parametrize("settings", [*SETTINGS, *ZERO, {"positives": "own", "label_smoothing": 0.1}])
 @pytest.mark.parametrize("impl", ["reference", "chunked"])
-def test_equals_loops(make_batch, settings, impl):
+@pytest.mark.parametrize("more", [0, 3])
+def test_equals_loops(make_batch, settings, impl, more):
     batch = _awkward(make_batch)
-    features = token_features(batch)
+    features = _in_room(token_features(batch), batch.text.shape[2] + more)
     expected = seen(_by_loops(settings), features, batch)
     assert_equal(seen(FILIP(**settings, impl=impl), features, batch), expected)
 
 
+@pytest.mark.parametrize("positives", ["label", "own"])
 @pytest.mark.parametrize("settings", [{}, {"label_smoothing": 0.3}, {"temperature": 0.1}])
-def test_one_token_each_is_infonce(make_batch, settings):
+def test_one_token_each_is_infonce(make_batch, settings, positives):
+    settings = settings | {"positives": positives}
     mask = [[bool(x) for x in row] for row in AWKWARD["caption_mask"]]
     batch = make_batch(**AWKWARD | {"caption_mask": mask})
     batch = dataclasses.replace(batch, token_mask=batch.caption_mask[..., None], text=batch.text[..., :1])
@@ -74,11 +89,11 @@ def test_the_two_directions_are_not_transposes():
     assert late.columns.tolist() == [[1.0, 1.0], [0.5, 1.0]]
 
 
-@pytest.mark.parametrize("settings", [*SETTINGS, {"pad_max": "zero"}])
+@pytest.mark.parametrize("settings", [*SETTINGS, *ZERO])
 @pytest.mark.parametrize("garbage", [0.0, 3.0, math.nan])
 def test_padding_changes_nothing(make_batch, settings, garbage):
     batch = _awkward(make_batch)
-    features = token_features(batch)
+    features = _in_room(token_features(batch), batch.text.shape[2] + 5)
     expected = seen(FILIP(**settings), features, batch)
     longer = dataclasses.replace(batch, text=pad(batch.text, (0, 5)), token_mask=pad(batch.token_mask, (0, 5)))
     text = pad(features.text_tokens.detach(), (0, 0, 0, 5))
@@ -109,6 +124,69 @@ def test_a_patch_unlike_every_word_keeps_its_negative_similarity(make_batch):
     zero = late_similarity(features.image_tokens, words[:, 0], pad_max="zero", **mask).rows
     assert (negative == -1).all()
     assert (zero == 0).all()
+
+
+def test_zeros_are_seen_by_texts_with_room_left_and_by_no_other(make_batch):
+    """As in the authors' code, which pads texts to the context; and whatever the other texts of the batch."""
+    batch = make_batch(2, tokens=4)
+    batch = dataclasses.replace(batch, token_mask=torch.tensor([[[True] * 4], [[True, True, False, False]]]))
+    row = torch.eye(3, dtype=torch.float64)[0]
+    features = token_features(batch, width=3)._replace(
+        image_tokens=-row.expand(2, 5, 3), text_tokens=row.expand(2, 1, 4, 3) * batch.token_mask[..., None]
+    )
+    loss = FILIP(pad_max="zero", temperature=1.0)
+    full, short = (loss._similarities(_pooled(features, batch), room)[0] for room in (4, 5))
+    assert full[..., 0].tolist() == [[-1, 0], [-1, 0]]
+    assert short[..., 0].tolist() == [[0, 0], [0, 0]]
+    with pytest.raises(ValueError, match="needs its head"):
+        loss(features, batch)
+
+
+def _pooled(features, batch):
+    return pool_tokens(own_tokens(features.image_tokens, features.text_tokens, batch), batch)
+
+
+def test_the_model_tells_how_long_texts_are():
+    """In training and in evaluation a text that fills the context sees no zero, and one that is shorter does."""
+    torch.manual_seed(0)
+    dual = Model(arch="vlp-nano").build()
+    objective = Objective([FILIP(pad_max="zero")])
+    dual.set_needs(objective.needs)
+    dual.heads.update(objective.heads(dual))
+    dual.eval()
+    texts = ["a red square", "word " * 90]
+    ids = dual.tokenizer(texts)
+    room = dual.heads["filip_room"].room
+    with torch.no_grad():
+        batch = dataclasses.replace(
+            tiny_batch(2, 1, absent=False),
+            image=torch.randint(0, 255, (2, 3, 32, 32), dtype=torch.uint8),
+            text=ids[:, None],
+            token_mask=dual.text_tower.mask(ids)[:, None],
+        )
+        assert batch.token_mask.sum(-1).flatten().tolist() == [5, room]
+        for rows in (slice(0, 2), slice(0, 1)):  # alone the short text is the longest of its batch
+            part = batch.rows(rows.start, rows.stop)
+            found = dual(part)
+            cut = found._replace(text_tokens=found.text_tokens[:, :, : int(part.token_mask.sum(-1).max())])
+            loss, stored = objective.losses[0], Encoder(dual, quiet=True).text_tokens(texts[rows])
+            unlike = torch.stack([-t[real].pinverse().sum(1) for t, real in zip(stored.tokens.float(), stored.mask)])
+            for patches in (cut.image_tokens, normalize(unlike, dim=-1)[:, None]):
+                pooled = _pooled(cut._replace(image_tokens=patches), part)
+                trained = loss._similarities(pooled, loss._room(cut))[0][..., 0]
+                measured = token_scores(patches, stored.tokens, stored.mask, want="rows", pad_max="zero")
+                torch.testing.assert_close(trained, measured, atol=1e-3, rtol=0)
+            assert trained[0, 0] == 0
+            assert len(part) == 1 or trained[1, 1] < 0
+
+
+def test_a_prefix_takes_from_the_room():
+    dual = Model(arch="vlp-nano", prefix=2).build().eval()
+    room = FILIP(pad_max="zero").heads(dual)["filip_room"].room
+    assert room == dual.context - 2
+    stored = Encoder(dual, quiet=True).text_tokens(["word " * 90])
+    assert stored.mask.shape == (1, room)
+    assert bool(stored.mask.all())
 
 
 @pytest.mark.parametrize("garbage", [7.0, math.nan, math.inf])
@@ -178,8 +256,9 @@ def test_processes_equal_one(spawn, make_batch, world):
     batch = _awkward(make_batch)
     if world == 2:  # texts of the second rank are shorter
         batch.token_mask[4:, :, 5:] = False
-    features = token_features(batch)
+    features = _in_room(token_features(batch), batch.text.shape[2])
     losses = [FILIP(**settings) for settings in SETTINGS if world == 2 or settings.get("group") != 4]
+    losses += [FILIP(pad_max="zero"), FILIP(positives="own")]
     losses += [FILIP(wire="half"), FILIP(impl="reference", image_keep=0.4, group=2)]
     ranks = spawn(one_rank, world, losses, features, batch)
     for i, loss in enumerate(losses):
@@ -242,7 +321,9 @@ def _gradients(model):
     return {name: p.grad.clone() for name, p in model.named_parameters()}  # every one of them has a gradient
 
 
-OBJECTIVE = Objective([InfoNCE(weight=0.5), FILIP(image_keep=0.5, text_keep=0.5, group=2, own_scale=True)])
+OBJECTIVE = Objective(
+    [InfoNCE(weight=0.5), FILIP(image_keep=0.5, text_keep=0.5, group=2, own_scale=True, pad_max="zero")]
+)
 
 
 @pytest.mark.parametrize("micro", [1, 2, 5])

@@ -1,4 +1,4 @@
-"""SDM against loops, and what KL divergences must do."""
+"""SDM and CMPM against loops, and what KL divergences must do."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ import pytest
 import torch
 
 from tests.losses.compare import assert_equal, awkward, only_term, value_and_gradients
-from tests.losses.small import real_of
-from vlp.losses.identity import SDM
+from tests.losses.extra import gradients, summed
+from tests.losses.heads import assert_ddp_exact, assert_gradcache_exact, assert_learns, headed, real_batch
+from tests.losses.small import real_of, situation
+from vlp.losses.identity import CMPM, SDM
 from vlp.types import Features
 
 
-def _loops(features, batch, *, temperature=0.02, eps=1e-8):
+def _loops(features, batch, *, temperature=0.02, eps=1e-8, pictures=None):
     result, count = [], 0
+    pictures = features.image if pictures is None else pictures
     for k in range(batch.caption_mask.shape[1]):
         real = real_of(batch, k)
         count += len(real)
-        for x, y in ((features.image, features.text[:, k]), (features.text[:, k], features.image)):
+        for x, y in ((pictures, features.text[:, k]), (features.text[:, k], pictures)):
             for i in real:
                 partition = sum((x[i] @ y[j] / temperature).exp() for j in real)
                 matches = sum(batch.label[j] == batch.label[i] for j in real).item()
@@ -58,3 +61,34 @@ def test_identities_of_unequal_size_are_normalised_by_row(make_batch):
     features = Features(rows, rows[:, None], torch.tensor([1.0], dtype=torch.float64))
     value = only_term(SDM(), make_batch(4, label=[1, 1, 1, 2]))(features).item()
     assert abs(value) < 1e-6
+
+
+@pytest.mark.parametrize("settings", [{}, {"eps": 1e-3}])
+@pytest.mark.parametrize("how", [{"impl": "reference"}, {"block": 3}])
+def test_cmpm_equals_loops(make_batch, make_features, settings, how):
+    features, batch = situation(make_batch, make_features)
+    found = gradients(summed(CMPM(**settings, **how), batch), features)
+
+    def loops(f):
+        return _loops(f, batch, temperature=1.0, pictures=f.extra["cmpm/image"], **settings)
+
+    assert_equal(found, gradients(loops, features), atol=1e-10)
+
+
+def test_cmpm_of_unit_pictures_times_fifty_is_sdm(make_batch, make_features):
+    features, batch = awkward(make_batch, make_features)
+    longer = features._replace(extra={"cmpm/image": 50 * features.image})
+    torch.testing.assert_close(CMPM()(longer, batch), SDM()(features, batch))
+
+
+def test_cmpm_with_a_real_model(spawn):
+    """The pictures it reads are the model's before they are made unit; every parameter learns."""
+    loss, batch = CMPM(), real_batch(views=0, momentum=False)
+    model = headed([loss])
+    features = model(batch)
+    made = features.extra["cmpm/image"]
+    torch.testing.assert_close(torch.nn.functional.normalize(made, dim=-1), features.image)
+    assert (made.norm(dim=-1) - 1).abs().max() > 0.1
+    assert_gradcache_exact([loss], batch)
+    assert_learns([loss], batch)
+    assert_ddp_exact([loss], [batch], spawn)

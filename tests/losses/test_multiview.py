@@ -23,6 +23,8 @@ from tests.losses.heads import (
 from vlp.losses import LOSSES
 from vlp.losses.infonce import InfoNCE
 from vlp.losses.multiview import MultiView, NearestText
+from vlp.losses.objective import Objective
+from vlp.losses.selfsup import SimCLR, SimSiam
 
 
 def _situation(make_batch, make_features):
@@ -112,13 +114,38 @@ def test_with_a_real_model():
 
 
 def test_all_pairings_are_contrasted():
-    """One extra view and two captions: with infonce beside it the four pairings of the paper."""
-    model, batch = headed([MultiView()]), real_batch(views=1)
+    """One extra view and two captions: with infonce beside it the four pairings of the paper, each on its own."""
+    losses = [InfoNCE(weight=0.5), MultiView(weight=0.5)]
+    model, batch = headed(losses), real_batch(views=1)
+    batch = replace(batch, caption_mask=torch.ones_like(batch.caption_mask))
     features = model(batch)
-    assert features.extra["multiview/image"].shape == (6, 1, 32)
-    torch.testing.assert_close(
-        features.extra["multiview/image"][:, 0], model.encode_image(batch.extra["views"][:, 0]), atol=1e-9, rtol=0
-    )
+    pairings = []
+    for pictures in (batch.image, batch.extra["views"][:, 0]):
+        for k in range(2):
+            image, text = model.encode_image(pictures), features.text[:, k : k + 1]
+            alone = replace(batch, caption_mask=batch.caption_mask[:, k : k + 1])
+            pairings.append(loops.infonce(features._replace(image=image, text=text), alone))
+    torch.testing.assert_close(Objective(losses)(features, batch).total, sum(pairings) / 4, atol=1e-9, rtol=0)
+    assert len({round(pairing.item(), 6) for pairing in pairings}) == 4
+
+
+def test_only_views_that_are_asked_for_are_encoded_and_each_once():
+    """Heads that look at one, two and, with multiview, all of three views."""
+    one, two, every = SimSiam(hidden=16, bottleneck=8), SimCLR(hidden=16, out=8), MultiView()
+    batch = real_batch(views=3)
+    for losses, number in (([one], 1), ([one, two], 2), ([two, one], 2), ([one, every, two], 3)):
+        model, seen = headed(losses), []
+        encode = model.encode_image
+        model.encode_image = lambda image, encode=encode, seen=seen: (seen.append(image), encode(image))[1]
+        features = model(batch)
+        wanted = batch.extra["views"][:, :number]
+        assert sum(map(len, seen)) == wanted.shape[0] * number
+        assert sorted(x.sum().item() for part in seen for x in part) == sorted(
+            x.sum().item() for x in wanted.flatten(0, 1)
+        )
+        if every in losses:
+            expected = encode(wanted.flatten(0, 1)).unflatten(0, (6, 3))
+            torch.testing.assert_close(features.extra["multiview/image"], expected, atol=1e-9, rtol=0)
 
 
 def test_a_missing_queue_is_explained(make_batch, make_features):

@@ -20,6 +20,7 @@ SMALL = [
     {"name": "dcl", "intra": True, "temperature": 0.2},
     {"name": "dclw"},
     {"name": "sdm"},
+    {"name": "cmpm"},
     {"name": "distill"},
     {"name": "distill", "teacher_scale": 20.0},
     {"name": "relation_distill"},

@@ -9,7 +9,9 @@ import torch
 
 from tests.losses.compare import assert_equal, awkward
 from tests.losses.extra import gradients, summed
+from tests.losses.heads import headed, parameters_gradients, real_batch
 from tests.losses.small import real_of
+from vlp.losses.objective import Objective
 from vlp.losses.spread import KoLeo, Uniformity
 from vlp.types import Features
 
@@ -72,6 +74,15 @@ def test_pairs_of_one_label_are_no_neighbours_of_koleo(make_batch, make_features
     together = KoLeo(sides=("image",))(features, make_batch(4))["image"].item()
     assert together > apart + 3
     assert KoLeo(sides=("image",))(features, make_batch(4, label=[1] * 4))["image"].item() == 0
+
+
+@pytest.mark.parametrize("loss", [KoLeo(sides=("image",)), Uniformity(sides=("text",))])
+def test_a_side_that_is_not_looked_at_has_a_gradient_of_zero(loss):
+    """DDP and AdamW tell it from none."""
+    model, batch = headed([loss]), real_batch(momentum=False, views=0)
+    Objective([loss])(model(batch), batch).total.backward()
+    found = parameters_gradients(model)
+    assert all((g == 0).all() for name, g in found.items() if name.startswith("text.") == (loss.sides == ("image",)))
 
 
 @pytest.mark.parametrize("loss", [KoLeo(), Uniformity()])

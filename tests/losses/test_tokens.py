@@ -89,8 +89,8 @@ def test_each_side_has_its_own_share(make_batch):
 
 
 def test_shares_are_rounded_up_but_not_by_floating_point():
-    assert [module._share(0.1, n) for n in (0, 1, 10, 11, 30)] == [0, 1, 1, 2, 3]
-    assert module._share(0.25, 196) == 49
+    assert [module.places_kept(0.1, n) for n in (0, 1, 10, 11, 30)] == [0, 1, 1, 2, 3]
+    assert module.places_kept(0.25, 196) == 49
 
 
 def test_of_equal_tokens_the_first_are_kept(make_batch):

@@ -85,7 +85,7 @@ def test_order_of_patches_does_not_matter_and_dropout_is_for_training():
     assert (reducer.train().tokens(hidden) - reducer.eval().tokens(hidden)).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("settings", [*SETTINGS, {"positives": "own"}])
 def test_is_filip_on_the_reduced_tokens(make_batch, settings):
     batch, features = _awkward(make_batch)
     found = seen(Wukong(**settings), features, batch)

@@ -75,7 +75,7 @@ def one_rank(rank: int, world: int, losses: list[Loss], features: Features, batc
     return [seen(loss, with_leaves(own), part) for loss in losses]
 
 
-ONCE = ("scale", "extra.filip/scale", "extra.wukong/scale")
+ONCE = ("scale", "extra.filip/scale", "extra.wukong/scale", "extra.filip/room")
 
 
 def merged(ranks: list[dict[str, Tensor]], like: Features) -> dict[str, Tensor]:
@@ -105,14 +105,16 @@ def filip(
     temperature: float | None = None,
     clip_logits: float | None = None,
     pad_max: str = "exclude",
+    positives: str = "label",
 ) -> Tensor:
     """One pair at a time, with lists of real tokens in place of masks."""
+    places = math.ceil(round(text_keep * float(features.extra["filip/room"].detach()), 6)) if pad_max == "zero" else 0
     x, y = _chosen(features, batch, image, image_keep, text_keep, group)
     s = features.scale[0] if temperature is None else 1 / temperature
 
     def by_image(i: int, j: int, k: int) -> Tensor:
         nearest = (x[i] @ y[j, k].T).amax(1)
-        return bounded(nearest.clamp(min=0) if pad_max == "zero" else nearest)
+        return bounded(nearest.clamp(min=0) if len(y[j, k]) < places else nearest)
 
     def by_text(i: int, j: int, k: int) -> Tensor:
         return bounded((x[i] @ y[j, k].T).amax(0))
@@ -128,7 +130,8 @@ def filip(
         for i in real:
             rows = torch.stack([by_image(i, j, k) for j in real]).log_softmax(0)
             columns = torch.stack([by_text(j, i, k) for j in real]).log_softmax(0)
-            positive = torch.tensor([bool(batch.label[i] == batch.label[j]) for j in real]).double()
+            same = [i == j if positives == "own" else bool(batch.label[i] == batch.label[j]) for j in real]
+            positive = torch.tensor(same).double()
             target = (1 - label_smoothing) * positive / positive.sum() + label_smoothing / len(real)
             result = result - (target * (rows + columns)).sum() / 2
     return result / max(1, count)

@@ -11,6 +11,7 @@ import torch
 
 from vlp.models.dual import Dual
 from vlp.models.freeze import image_groups, lock, text_groups
+from vlp.models.model import Model
 
 from .tiny import NANO, make_batch, make_dual
 
@@ -44,6 +45,15 @@ def test_groups_hold_every_parameter_once(config: Any) -> None:
         assert found[0] == set()
         assert all(smaller < larger for smaller, larger in itertools.pairwise(found))
         assert sorted(found[-1]) == everything
+
+
+@pytest.mark.parametrize("lock_image", [True, 0])
+def test_a_whole_tower_that_starts_at_random_is_not_locked(lock_image: Any) -> None:
+    with pytest.raises(ValueError, match="starts at random: set pretrained"):
+        Model(arch="vlp-nano", lock_image=lock_image)
+    assert Model(arch="vlp-nano", pretrained="runs/out/clip", lock_image=lock_image).lock_image is lock_image
+    assert not any(p.requires_grad for p in Model(arch="vlp-nano", lock_text=True).build().text.parameters())
+    assert Model(arch="vlp-nano", lock_image=1).lock_image == 1
 
 
 def test_partial_unlocking_follows_the_tower(dual: Dual) -> None:

@@ -182,6 +182,34 @@ def test_the_queue_holds_the_newest_pairs(size):
     assert (memory["queue/label"][~filled] == -1).all()
 
 
+def _relabelled(labels, *, valid=None, sample=(7, 8, 9, 6)):
+    """Four samples under these labels, with features that say which."""
+    batch = random_batch(4, label=list(labels), valid=valid)
+    rows = torch.tensor(sample)[:, None].expand(4, 32).float()
+    columns = {"momentum/image": rows, "momentum/text": rows[:, None], "sample": torch.tensor(sample)}
+    return batch.plus(columns)
+
+
+def _filled(state, batch):
+    memory = state.before_step(batch, None).memory
+    return sorted(memory["queue/image"][memory["queue/filled"], 0].tolist())
+
+
+def test_a_sample_does_not_meet_itself_under_another_label():
+    """Its caption was another one when it entered; where it says the same again it is a positive, and stays."""
+    state = Queue(size=8).build(make_dual())
+    state.after_step(None, step=1, batch=_relabelled([50, 51, 52, 53]))
+    assert _filled(state, _relabelled([50, 60, 52, 61])) == [7, 9]
+    assert _filled(state, _relabelled([50, 60, 52, 61], valid=[True, True, True, False])) == [6, 7, 9]
+    assert _filled(state, _relabelled([51, 51, 51, 51], sample=(1, 2, 3, 4))) == [6, 7, 8, 9]
+    assert _filled(state, _relabelled([50, 60, 52, 53], sample=(7, 7, 9, 6))) == [6, 8, 9], "twice in the batch"
+    again = Queue(size=8).build(make_dual())
+    again.load_state_dict({name: x.clone() for name, x in state.state_dict().items()})
+    assert _filled(again, _relabelled([50, 60, 52, 61])) == [7, 9]
+    with pytest.raises(ValueError, match='no column "sample".*Feed'):
+        state.before_step(random_batch(2), None)
+
+
 def test_the_queue_comes_back_to_the_bit():
     state, again = (Queue(size=5).build(make_dual()) for _ in range(2))
     _fill(state, (1, 2))
@@ -215,6 +243,10 @@ def test_what_cannot_be_stored_is_explained():
 
 def _one_rank(rank, world):
     state = Queue(size=5).build(make_dual())
+    half = _relabelled([50, 60, 52, 61]).rows(2 * rank, 2 * rank + 2)
+    other = Queue(size=8).build(make_dual())
+    other.after_step(None, step=1, batch=_relabelled([50, 51, 52, 53]).rows(2 * rank, 2 * rank + 2))
+    assert _filled(other, half) == [7, 9], "of the whole batch, on every rank"
     for number in (1, 2):
         batch = _step(number)
         half = len(batch) // world

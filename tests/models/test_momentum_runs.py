@@ -11,6 +11,7 @@ import torch
 from tests.shards import make_shards
 from tests.test_trainer import _span, final_weights, losses, make, settings, stop_at
 from vlp import checkpoint
+from vlp.prepare import accompanied
 
 VIEWS = [{"scale": [0.5, 1.0]}, {"scale": [0.5, 1.0]}]
 CHANGES: dict[str, Any] = {
@@ -61,6 +62,25 @@ def test_interrupted_equals_uninterrupted_bit_for_bit(tmp_path: Path, urls: str)
         assert all(torch.equal(left[name], right[name]) for name in left)
     assert int(states[0][2]["entered"]) == 48
     assert (states[0][2]["label"] >= 0).all()
+
+
+def test_no_column_is_made_twice(tmp_path: Path, urls: str) -> None:
+    """A second copy, and a copy beside columns of the same name in the data."""
+    twice = _changes(urls) | {"companions": [*CHANGES["companions"], {"name": "momentum", "momentum": 0.5}]}
+    with pytest.raises(ValueError, match=r"`momentum\.2` makes.*momentum/image.*the companion `momentum` brought"):
+        make(tmp_path, urls, **twice).train()
+    trainer = make(tmp_path / "stored", urls, **_changes(urls))
+    batch = trainer.feed.batch(0).plus({"momentum/text": torch.zeros(trainer.feed.batch_size, 1, 64)})
+    with pytest.raises(ValueError, match="`momentum` makes.*momentum/text.*the data brought"):
+        accompanied(batch, trainer.companions, trainer.dual)
+
+
+def test_a_queue_refuses_a_stream(tmp_path: Path, urls: str) -> None:
+    changes = _changes(urls)
+    stream = {"name": "webdataset", "urls": urls, "samples_per_epoch": 8}
+    changes["data"] = {**changes["data"], "sources": [stream]}
+    with pytest.raises(ValueError, match="`queue`.*is a stream.*vlp data build"):
+        make(tmp_path, urls, **changes)
 
 
 def test_micro_batches_in_half_precision(tmp_path: Path, urls: str) -> None:

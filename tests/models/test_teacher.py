@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,14 @@ def test_it_adds_its_features_and_nothing_else_moves(folder: Path) -> None:
     before = pretrained.weights_hash(state.teacher)
     state.after_step(nano(), step=1, batch=filled)
     assert pretrained.weights_hash(state.teacher) == before == state.hash
+
+
+def test_two_teachers_under_two_names(folder: Path) -> None:
+    batch = make_batch()
+    for name in ("teacher", "small"):
+        batch = Teacher(pretrained=str(folder), prefix=name).build(nano()).before_step(batch, nano())
+    assert set(batch.extra) == {f"{name}/{side}" for name in ("teacher", "small") for side in ("image", "text")}
+    assert set(batch.memory) == {"teacher/scale", "small/scale"}
 
 
 @pytest.mark.parametrize("size", [1, 3])
@@ -147,3 +156,15 @@ def test_a_run_with_a_teacher_resumes_and_caches(tmp_path: Path, folder: Path) -
     make(tmp_path / "c", urls, "duration=4steps", **changes).train()
     assert losses(tmp_path / "c") == losses(tmp_path / "a")
     assert COMPANIONS.build(changes["companions"][0]) == Teacher(pretrained=str(folder))
+
+
+def test_a_run_goes_on_with_a_teacher_that_lies_elsewhere_and_with_no_other(tmp_path: Path, folder: Path) -> None:
+    urls = make_shards(tmp_path / "shards", samples=24, shards=2)
+    changes: dict[str, Any] = {"losses": ["distill"], "companions": [{"name": "teacher", "pretrained": str(folder)}]}
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path, urls, "save.every=1steps", evaluators=[_span(stop_at(1))], **changes).train()
+    moved, other = shutil.copytree(folder, tmp_path / "moved"), saved(tmp_path / "other", seed=2)
+    with pytest.raises(ValueError, match="began with a teacher of hash"):
+        make(tmp_path, urls, f"companions.0.pretrained={other}", **changes).train()
+    make(tmp_path, urls, f"companions.0.pretrained={moved}", **changes).train()
+    assert len(losses(tmp_path)) == 10

@@ -25,6 +25,9 @@ from vlp.text.negatives import swaps
         ("an apple on a table", ["a table on an apple"]),
         ("a red apple over an orange plum", ["an orange apple over a red plum"]),
         ("men walking, women running", ["men running, women walking"]),
+        ("a man walking and a woman running", ["a woman walking and a man running"]),
+        ("a red dog next to a blue cat", ["a blue dog next to a red cat", "a red cat next to a blue dog"]),
+        ("a dog on a mat and a cat", ["a cat on a mat and a dog"]),
     ],
 )
 def test_two_words_of_one_kind_change_places(caption: str, expected: list[str]) -> None:
@@ -44,6 +47,12 @@ def test_two_words_of_one_kind_change_places(caption: str, expected: list[str]) 
         "a big dog",
         "a dog beside a dog",
         "a large room behind a big room",
+        "a black dog and a white dog",
+        "a dog next to a cat",
+        "a man with a woman",
+        "a red ball, a blue ball and a green ball",
+        "A boy near his father.",
+        "two black dogs beside three black dogs",
         "猫がいる。犬もいる！",
         "на 12 and 13",
     ],

@@ -26,8 +26,8 @@ class TokenZeroShot(Part):
 
     Similarities are averaged, not features, since tokens of two templates do not correspond; `mean_prob` averages the
     softmax over classes instead (Wukong). `blend` is the share of the pooled head in each logit: 0 tokens alone, 1 the
-    pooled head alone, with `mean_sim` that of `zeroshot`. Each head has its scale: tokens that of the loss that compared
-    them, if it had one of its own or a fixed temperature, else the model's.
+    pooled head alone, with `mean_sim` that of `zeroshot`. Tokens have the scale of the loss that compared them, if it
+    has one of its own or a fixed temperature; else, and in the pooled head, it is the model's.
     """
 
     combine: Combine = "mean_sim"

@@ -53,8 +53,9 @@ class Captions(Part):
 
     `lead` are fields whose texts stand before every caption ("title"); one that is the caption itself is left out.
 
-    `negatives` are false captions of the sample (NegCLIP): from all fields of `negative_fields`, and, where these give
-    fewer, from the first caption by `negative_rule` (`swap`: two of its words change places).
+    `negatives` are false captions of the sample (NegCLIP): from all fields of `negative_fields`, led as captions are,
+    and, where these give fewer, from the first caption by `negative_rule` (`swap`: two of its words change places).
+    What a field of `fields` or `pool` says, or a sentence of it, is never one.
     """
 
     fields: tuple[str, ...] = ("caption", "captions", "txt")
@@ -110,12 +111,16 @@ class Captions(Part):
         return Drawn(self._led([texts[i] for i in rows], fields), places, found.items, notes)
 
     def false_texts(self, fields: Fields, captions: Sequence[str], rng: np.random.Generator | None) -> list[str]:
-        """At most `negatives` texts that are false of the sample, none of them one of its captions."""
+        """At most `negatives` texts that are false of the sample, led as its captions are: none that any field says."""
+        told = [text for name in (*self.fields, *self.pool) for _, text in self._read(fields, name).texts]
+        told += [part for text in told for part in sentences(text)]
         stored = [text for name in self.negative_fields for _, text in self._read(fields, name).texts]
-        stored = [text for text in dict.fromkeys(stored) if text not in captions]
+        stored = [text for text in dict.fromkeys(stored) if text not in told and text not in captions]
         found = subcaptions.draw(stored, self.negatives, rng, replace="never") if stored else []
+        found = self._led(found, fields)
         if self.negative_rule == "swap" and len(found) < self.negatives:
-            found += [text for text in swaps(captions[0], self.negatives, rng) if text not in found]
+            taken = {*found, *captions, *self._led(told, fields)}
+            found += [text for text in swaps(captions[0], self.negatives + len(taken), rng) if text not in taken]
         return found[: self.negatives]
 
     def _rows(self, n: int, rng: np.random.Generator | None) -> list[int]:

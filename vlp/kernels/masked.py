@@ -53,6 +53,28 @@ def masked_logsumexp(
     return Masked(*by_rows(tile, x, row_group, *judged, num_columns=len(y), impl=impl, block=block))
 
 
+@torch.no_grad()
+def masked_nearest(
+    x: Float[Tensor, "B D"],
+    y: Float[Tensor, "N D"],
+    *,
+    row_group: Int[Tensor, "B"],
+    column_group: Int[Tensor, "N"],
+    column_valid: Bool[Tensor, "N"],
+    impl: Impl = "auto",
+    block: int | None = None,
+) -> tuple[Int[Tensor, "B"], Bool[Tensor, "B"]]:
+    """Index of the largest x_i . y_j over the valid j of other groups than i's, and whether there is one."""
+    x, y = full(x), full(y)
+
+    def tile(rows: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
+        seen = (group[:, None] != column_group) & column_valid
+        return (rows @ y.T).masked_fill(~seen, -torch.inf).argmax(1), seen.any(1)
+
+    place, some = by_rows(tile, x, row_group, num_columns=len(y), impl=impl, block=block)
+    return place, some
+
+
 def sums_over(logits: Float[Tensor, "B N"], seen: Bool[Tensor, "B N"]) -> tuple[Tensor, Tensor]:
     """Log-sum-exp over what is seen of each row, and how much that is; 0 and 0 for a row that sees nothing."""
     counts = seen.sum(1)

@@ -7,6 +7,7 @@ from vlp.registry import Table
 LOSSES = Table(
     "loss",
     {
+        "cmpm": "vlp.losses.identity:CMPM",
         "dcl": "vlp.losses.decoupled:DCL",
         "dclw": "vlp.losses.decoupled:DCLW",
         "distill": "vlp.losses.distill:LogitDistill",

@@ -10,10 +10,11 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
-from vlp.kernels.blocks import Block, Impl, full
+from vlp.kernels.blocks import Block, Impl
 from vlp.kernels.masked import Masked, masked_logsumexp
 from vlp.losses.contrast import Pool, global_mean, pool, positive_counts, positive_sums
 from vlp.losses.loss import Loss
+from vlp.losses.scale import scale_of
 from vlp.types import Batch, Features
 
 
@@ -35,9 +36,7 @@ class DCL(Loss):
     def __call__(self, features: Features, batch: Batch) -> dict[str, Tensor]:
         """The term "contrast"."""
         everyone = pool(features, batch)
-        scale = full(features.scale)
-        if self.temperature is not None:
-            scale = scale.new_full((1,), 1 / self.temperature)
+        scale = scale_of(features, self.temperature)
         slots = [self._slot(everyone, k, scale) for k in range(everyone.text.shape[1])]
         return {"contrast": global_mean(torch.stack(slots).sum(), everyone.num_captions)}
 

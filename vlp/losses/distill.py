@@ -77,12 +77,14 @@ class LogitDistill(FromTeacher):
     """Distillation of similarities (open_clip's DistillClipLoss; with stored features DataCompDR, arXiv 2311.17049).
 
     -sum_j softmax(s_T u_i.v)_j log softmax(s x_i.y)_j over the global batch, both directions, half each; u, v the
-    teacher's features and s_T its own scale: `teacher_scale`, else what the companion says. DataCompDR's mixture
+    teacher's features and s_T its own scale: `teacher_scale`, else what the companion or the shards say in
+    `scale_column`. DataCompDR's mixture
     (1 - lambda) CLIP + lambda distillation is made with `weight`. K captions an image as in `infonce`; equal labels
     have no part in it. Our deviation: blocks of rows, the same values.
     """
 
-    teacher_scale: float | None = Field(None, gt=0.0, allow_inf_nan=False, description="of the stored features: 100")
+    teacher_scale: float | None = Field(None, gt=0.0, allow_inf_nan=False, description="in place of scale_column")
+    scale_column: str = Field("teacher/scale", description="column of the teacher's scale, [B] if stored, [1] if live")
     impl: Impl = "auto"
     block: Block = None
 
@@ -90,7 +92,7 @@ class LogitDistill(FromTeacher):
         """The term "distill"."""
         everyone = pool(features, batch)
         teacher = teacher_pool(batch, self.image_column, self.text_column)
-        known = self._teacher_scale(batch, everyone.image)
+        known = self._teacher_scale(batch, everyone.image)[:, None]
         scale = full(features.scale)
         slots = []
         for k in range(everyone.text.shape[1]):
@@ -101,18 +103,23 @@ class LogitDistill(FromTeacher):
             ]
         return {"distill": global_mean(torch.stack(slots).sum() / 2, everyone.num_captions)}
 
-    def _teacher_scale(self, batch: Batch, like: Tensor) -> Tensor:
+    def _teacher_scale(self, batch: Batch, like: Tensor) -> Float[Tensor, "B"]:
+        """That of each of this rank's rows."""
         if self.teacher_scale is not None:
-            return like.new_full((1,), self.teacher_scale)
-        advice = "set teacher_scale, or add the companion {name: teacher, pretrained: ...}"
-        return column(batch, "teacher/scale", advice=advice).detach().to(like).reshape(1)
+            return like.new_full((len(batch),), self.teacher_scale)
+        advice = (
+            "set teacher_scale, add the companion {name: teacher, pretrained: ...}, or take the stored one into the "
+            'columns of the source: {field: "teacher.npz:scale"} (`vlp data teach` stores it)'
+        )
+        known = column(batch, self.scale_column, advice=advice).detach().to(like).flatten().expand(len(batch))
+        return torch.where(batch.valid, known, 1.0)
 
     def _direction(
         self,
         rows: tuple[Tensor, Tensor],
         columns: tuple[Tensor, Tensor],
         scale: Float[Tensor, "1"],
-        known: Float[Tensor, "1"],
+        known: Float[Tensor, "B 1"],
         everyone: Pool,
         k: int,
     ) -> Float[Tensor, ""]:
@@ -121,11 +128,11 @@ class LogitDistill(FromTeacher):
         (x, u), (y, v) = rows, columns
         u, v = u.to(x), v.to(x)
 
-        def tile(x: Tensor, u: Tensor) -> Tensor:
+        def tile(x: Tensor, u: Tensor, known: Tensor) -> Tensor:
             seen = valid.expand(len(x), -1)
             return divergence(known * u @ v.T, scale * x @ y.T, seen, entropy=False)
 
-        found = by_rows(tile, x[own], u[own], num_columns=len(y), impl=self.impl, block=self.block)
+        found = by_rows(tile, x[own], u[own], known, num_columns=len(y), impl=self.impl, block=self.block)
         return torch.where(valid[own], found, 0.0).sum()
 
 

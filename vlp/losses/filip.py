@@ -61,14 +61,14 @@ class FILIP(Loss):
         return self
 
     def heads(self, dual: Any) -> dict[str, nn.Module]:
-        """A scale, if it is to have one of its own, and with `pad_max: zero` the length to which texts are padded."""
+        """A scale, if it is to have one of its own, and with `pad_max: zero` the length that texts are padded to."""
         made: dict[str, nn.Module] = {}
         if self.own_scale:
             made[f"{self.name}_scale"] = OwnScale(f"{self.name}/scale", INIT_SCALE)
         if self.temperature is not None:
             made[f"{self.name}_scale"] = FixedScale(self.temperature)
         if self.pad_max == "zero":
-            made[f"{self.name}_room"] = Room(f"{self.name}/room", dual.room)
+            made[f"{self.name}_room"] = Room(f"{self.name}/room", dual.tokenizer.context)
         return made
 
     def image_tokens(self, features: Features) -> Tensor | None:
@@ -99,8 +99,10 @@ class FILIP(Loss):
         if self.pad_max == "exclude":
             return None
         if (room := features.extra.get(f"{self.name}/room")) is None:
-            raise ValueError(f"{self.name}: pad_max: zero needs its head, which knows the context: build it into the model")
-        return places_kept(self.text_keep, int(room))
+            raise ValueError(
+                f"{self.name}: pad_max: zero needs its head, which knows the context: build it into the model"
+            )
+        return places_kept(self.text_keep, int(room.detach()))
 
     def _similarities(
         self, everyone: TokenPool, room: int | None

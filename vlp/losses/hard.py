@@ -11,11 +11,12 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
-from vlp.kernels.blocks import Block, Impl, full
+from vlp.kernels.blocks import Block, Impl
 from vlp.kernels.masked import Limit, masked_logsumexp
 from vlp.losses.contrast import Pool, global_mean, pool, positive_counts, positive_sums
 from vlp.losses.distill import TeacherPool, teacher_pool
 from vlp.losses.loss import Loss
+from vlp.losses.scale import scale_of
 from vlp.types import Batch, Features
 
 
@@ -28,7 +29,9 @@ class HardNegative(Loss):
 
     `drop_above` takes likely false negatives out of the denominator: those more similar to the row than its own pair
     plus `drop_above` (`drop_by: margin`), or than `drop_above` itself (`drop_by: similarity`). `judge` says whose
-    cosines decide: the model's own, without gradient, or the teacher's. Our deviations: pairs with equal labels are
+    cosines decide: the model's own, without gradient, or the teacher's (better: judged by itself, a row whose pair is
+    the least similar of all loses every negative by the margin, and with alpha 1 its gradient; such pairs are the ones
+    to learn from). Our deviations: pairs with equal labels are
     positives: alpha weighs their sum, and the pull is the mean over them. With alpha 0 a row without negatives gives 0.
     """
 
@@ -36,7 +39,9 @@ class HardNegative(Loss):
     beta: float = Field(0.25, ge=0.0, allow_inf_nan=False, description="0: all negatives weigh alike")
     drop_above: float | None = Field(None, allow_inf_nan=False, description="leaves out negatives above this")
     drop_by: Literal["margin", "similarity"] = "margin"
-    judge: Literal["own", "teacher"] = "own"
+    judge: Literal["own", "teacher"] = Field(
+        "own", description="whose cosines decide; `own` leaves a row that is wrong about its pair without gradient"
+    )
     image_column: str = Field("teacher/image", description="column of the judge's picture features")
     text_column: str = Field("teacher/text", description="column of the judge's caption features")
     temperature: float | None = Field(None, gt=0.0, allow_inf_nan=False, description="in place of the learned scale")
@@ -47,9 +52,7 @@ class HardNegative(Loss):
         """The term "contrast"."""
         everyone = pool(features, batch)
         judges = self._judges(everyone, batch)
-        scale = full(features.scale)
-        if self.temperature is not None:
-            scale = scale.new_full((1,), 1 / self.temperature)
+        scale = scale_of(features, self.temperature)
         slots = []
         for k in range(everyone.text.shape[1]):
             image, text, valid = everyone.image, everyone.text[:, k], everyone.real[:, k]

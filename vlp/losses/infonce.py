@@ -10,10 +10,11 @@ from pydantic import Field
 from torch import Tensor
 
 from vlp import dist
-from vlp.kernels.blocks import Block, Impl, full
+from vlp.kernels.blocks import Block, Impl
 from vlp.kernels.logsumexp import Both, pair_logsumexp, row_logsumexp
 from vlp.losses.contrast import Pool, global_mean, pool, positive_counts, positive_sums
 from vlp.losses.loss import Loss
+from vlp.losses.scale import scale_of
 from vlp.types import Batch, Features
 
 
@@ -40,9 +41,7 @@ class InfoNCE(Loss):
     def __call__(self, features: Features, batch: Batch) -> dict[str, Tensor]:
         """The term "contrast"."""
         everyone = pool(features, batch) if self.positives == "label" else pool(features, batch).apart()
-        scale = full(features.scale)
-        if self.temperature is not None:
-            scale = scale.new_full((1,), 1 / self.temperature)
+        scale = scale_of(features, self.temperature)
         slots = [self._slot(everyone, k, scale) for k in range(everyone.text.shape[1])]
         return {"contrast": global_mean(torch.stack(slots).sum(), everyone.num_captions)}
 

@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from vlp.kernels.blocks import full, no_autocast
 from vlp.losses.contrast import global_mean, pool
 from vlp.losses.infonce import InfoNCE
+from vlp.losses.scale import scale_of
 from vlp.types import Batch, Features
 
 
@@ -36,9 +37,7 @@ class LongCLIP(InfoNCE):
                 "to 2 and let `captions` of the sources give both"
             )
         everyone = pool(features, batch)
-        scale = full(features.scale)
-        if self.temperature is not None:
-            scale = scale.new_full((1,), 1 / self.temperature)
+        scale = scale_of(features, self.temperature)
         counts = everyone.real.sum(0).clamp(min=1).to(scale.dtype)
         coarse = principal(everyone.image, everyone.real[:, 1], components=self.components)
         return {

@@ -25,8 +25,8 @@ class Matryoshka(Loss):
     Pictures, captions and their tokens are cut and made unit again; the terms of `of` are averaged over widths, or
     added with `shares`. Our deviation: the mean where the paper adds with weights of 1, so that `weight` means what it
     means for `of` alone. Scale and bias are shared by all widths. What heads, momentum copy and queue made is cut where
-    the inner loss says that it lies in the joint space (`joint`); a loss that does not look at the joint space, or whose
-    head needs its whole width, is refused.
+    the inner loss says that it lies in the joint space (`joint`); a loss that does not look at the joint space, or
+    whose head needs its whole width, is refused.
     """
 
     of: Annotated[Loss, Named("vlp.losses:LOSSES")] = Field(description="the loss, whose needs it has")
@@ -92,7 +92,8 @@ class Matryoshka(Loss):
 
     def _cut_columns(self, batch: Batch, width: int) -> Batch:
         """The batch with columns and queues of the joint space cut, too."""
-        memory = {name: normalize(full(x[..., :width]), dim=-1) for name, x in batch.memory.items() if name in self.joint}
+        queues = {name: x for name, x in batch.memory.items() if name in self.joint}
+        memory = {name: normalize(full(x[..., :width]), dim=-1) for name, x in queues.items()}
         return batch.plus(self._rows(batch.extra, batch, width), memory)
 
     def _rows(self, columns: Mapping[str, Tensor], batch: Batch, width: int) -> dict[str, Tensor]:

@@ -14,10 +14,11 @@ from vlp.kernels.blocks import Block, Impl, full
 from vlp.kernels.logsumexp import row_logsumexp
 from vlp.losses.contrast import global_mean, group_ids, pool
 from vlp.losses.loss import Loss, column
+from vlp.losses.scale import scale_of
 from vlp.types import UNLABELLED, Batch, Features
 
 COPY = "the companion `momentum` fills it when its `outputs` name it"
-QUEUE = "the companion `queue`, listed behind `momentum`, fills it; or set queue: false"
+QUEUE = "the companion `queue` fills it; or set queue: false"
 
 
 class Keys(NamedTuple):
@@ -95,7 +96,7 @@ class MomentumContrast(Loss):
     def __call__(self, features: Features, batch: Batch) -> dict[str, Tensor]:
         """The term "momentum"."""
         everyone, real = momentum_keys(batch), batch.valid[:, None] & batch.caption_mask
-        scale = _scale(features, self.temperature)
+        scale = scale_of(features, self.temperature)
         image = full(torch.where(batch.valid[:, None], features.image, 0.0))
         text = full(torch.where(real[..., None], features.text, 0.0))
         slots = []
@@ -114,11 +115,6 @@ class MomentumContrast(Loss):
             return keys
         rows, filled, label = (column(batch, f"queue/{name}", advice=QUEUE) for name in (side, "filled", "label"))
         return keys.plus(Keys(rows.to(keys.rows.dtype), filled, label))
-
-
-def _scale(features: Features, temperature: float | None) -> Tensor:
-    scale = full(features.scale)
-    return scale if temperature is None else scale.new_full((1,), 1 / temperature)
 
 
 class M3I(Loss):

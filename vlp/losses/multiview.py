@@ -6,17 +6,17 @@ from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from vlp.kernels.blocks import full, no_autocast, row_blocks
+from vlp.kernels.blocks import full
+from vlp.kernels.masked import masked_nearest
 from vlp.losses.infonce import InfoNCE
 from vlp.losses.loss import column
 from vlp.losses.per_sample import idle
 from vlp.losses.views import view_features
 from vlp.types import Batch, Features
 
-QUEUE = "the companions `momentum` (outputs with text) and `queue`, in this order, fill it"
+QUEUE = "the companions `momentum` (outputs with text) and `queue` fill it"
 
 
 class MultiView(InfoNCE):
@@ -26,6 +26,8 @@ class MultiView(InfoNCE):
     over the views. Fields are those of `infonce`. Deviation: a second caption is one of the sample's (`data.captions`),
     where the paper rewrites the same one by EDA.
     """
+
+    joint: ClassVar[frozenset[str]] = frozenset({"multiview/image"})
 
     def heads(self, dual: Any) -> dict[str, nn.Module]:
         return {"multiview": MultiViewHead()}
@@ -42,7 +44,7 @@ class MultiViewHead(nn.Module):
     """Unit features of the extra views: "multiview/image" [B, V, D]."""
 
     def forward(self, batch: Batch, towers: Any) -> dict[str, Tensor]:
-        return {"multiview/image": view_features(batch, towers, 1, who="multiview")}
+        return {"multiview/image": view_features(batch, towers, 1, who="multiview", every=True)}
 
 
 class Neighbours(NamedTuple):
@@ -77,17 +79,13 @@ class NearestText(InfoNCE):
         queue, filled = (column(batch, f"queue/{name}", advice=QUEUE) for name in ("text", "filled"))
         labels = column(batch, "queue/label", advice=QUEUE)
         B, K, _ = text.shape
-        offered = filled & (batch.label[:, None] != labels)
-        place, found = _nearest(text.flatten(0, 1), full(queue).to(text.dtype), offered.repeat_interleave(K, dim=0))
+        place, found = masked_nearest(
+            text.flatten(0, 1),
+            full(queue).to(text.dtype),
+            row_group=batch.label.repeat_interleave(K),
+            column_group=labels,
+            column_valid=filled,
+            impl=self.impl,
+            block=self.block,
+        )
         return Neighbours(queue[place].unflatten(0, (B, K)), found.unflatten(0, (B, K)))
-
-
-def _nearest(
-    text: Float[Tensor, "n D"], queue: Float[Tensor, "Q D"], offered: Bool[Tensor, "n Q"]
-) -> tuple[Tensor, Tensor]:
-    """Place of the offered entry nearest to each text, and whether any was offered; in blocks of rows."""
-    places = []
-    with no_autocast(text):
-        for rows in row_blocks(len(text), len(queue), block=None, device=text.device):
-            places.append((text[rows] @ queue.T).masked_fill_(~offered[rows], -torch.inf).argmax(1))
-    return torch.cat(places), offered.any(1)

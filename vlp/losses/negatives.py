@@ -14,6 +14,7 @@ from vlp.kernels.blocks import Block, Impl, full
 from vlp.kernels.logsumexp import row_logsumexp
 from vlp.losses.contrast import Pool, global_mean, pool, positive_counts, positive_sums
 from vlp.losses.loss import Loss, column
+from vlp.losses.scale import scale_of
 from vlp.types import Batch, Features
 
 ADVICE = "ask for caption negatives in the data: `negatives` of the captions of a source"
@@ -40,9 +41,7 @@ class NegCLIP(Loss):
         """The term "contrast"."""
         everyone = pool(features, batch)
         negatives, real = _negatives(features, batch)
-        scale = full(features.scale)
-        if self.temperature is not None:
-            scale = scale.new_full((1,), 1 / self.temperature)
+        scale = scale_of(features, self.temperature)
         slots = [self._slot(everyone, k, negatives, real, scale) for k in range(everyone.text.shape[1])]
         return {"contrast": global_mean(torch.stack(slots).sum(), everyone.num_captions)}
 

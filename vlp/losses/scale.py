@@ -1,4 +1,4 @@
-"""A logit scale of a loss's own, beside the model's, as a head: evaluation, which sees no losses, finds it there."""
+"""Logit scales: the model's or a fixed one; and one of a loss's own, as a head, where evaluation finds it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlp.types import Batch
+from vlp.kernels.blocks import full
+from vlp.types import Batch, Features
 
 MAX_SCALE = math.log(100.0)
+
+
+def scale_of(features: Features, temperature: float | None) -> Tensor:
+    """The model's scale [1] in at least fp32, or 1 / `temperature` in its place."""
+    scale = full(features.scale)
+    return scale if temperature is None else scale.new_full((1,), 1 / temperature)
 
 
 class OwnScale(nn.Module):

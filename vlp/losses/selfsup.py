@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, normalize
 
 from vlp import dist
-from vlp.kernels.blocks import Block, full, no_autocast, row_blocks
-from vlp.kernels.recompute import in_parts
+from vlp.kernels.blocks import Block, full
+from vlp.kernels.masked import masked_logsumexp
 from vlp.losses.contrast import global_mean
 from vlp.losses.loss import Loss
 from vlp.losses.per_sample import idle, mean_of
@@ -59,7 +58,7 @@ class SimCLR(Loss):
         """The term "simclr"."""
         views = full(torch.where(batch.valid[:, None, None], features.extra["simclr/views"], 0.0))
         everyone, valid = dist.gather(views), dist.gather_const(batch.valid)
-        own = dist.rank() * len(batch) + torch.arange(len(batch), device=valid.device)
+        own = slice(dist.rank() * len(batch), (dist.rank() + 1) * len(batch))
         terms = [
             _nt_xent(everyone, view, own, valid, scale=1 / self.temperature, block=self.block) for view in range(2)
         ]
@@ -76,33 +75,33 @@ class SimCLRHead(nn.Module):
         self.projector = projector
 
     def forward(self, batch: Batch, towers: Any) -> dict[str, Tensor]:
-        views = view_features(batch, towers, 2, who="simclr")[:, :2]
+        views = view_features(batch, towers, 2, who="simclr")
         return {"simclr/views": normalize(self.projector(views), dim=-1)}
 
 
 def _nt_xent(
     everyone: Float[Tensor, "N 2 E"],
     view: int,
-    own: Int[Tensor, "B"],
+    own: slice,
     valid: Bool[Tensor, "N"],
     *,
     scale: float,
     block: int | None,
 ) -> Float[Tensor, "B"]:
-    """Cross entropies of our anchors of one view; blocks of rows, so that no matrix of all pairs is kept."""
-    with no_autocast(everyone):
-        anchors, others = everyone[own, view], everyone[own, 1 - view]
-        columns = torch.cat([everyone[:, view], everyone[:, 1 - view]])
-        rows = row_blocks(len(anchors), len(columns), block=block, device=everyone.device)
-        partition = in_parts(partial(_partition, columns, valid.repeat(2), scale), rows, anchors, own)
-        return partition - scale * (anchors * others).sum(1)
-
-
-def _partition(columns: Tensor, valid: Tensor, scale: float, anchors: Tensor, itself: Tensor) -> Tensor:
-    """Log-sum-exp over the valid columns but `itself`; the fill is finite, so that empty rows have no NaN gradient."""
-    logits = scale * anchors @ columns.T
-    absent = (~valid).expand_as(logits).scatter(1, itself[:, None], True)
-    return logits.masked_fill(absent, torch.finfo(logits.dtype).min).logsumexp(1)
+    """Cross entropies of our anchors of one view against all valid embeddings but themselves."""
+    anchors, others = everyone[own, view], everyone[own, 1 - view]
+    place = torch.arange(2 * len(valid), device=valid.device)
+    columns = torch.cat([everyone[:, view], everyone[:, 1 - view]])
+    partition = masked_logsumexp(
+        anchors,
+        columns,
+        anchors.new_full((1,), scale),
+        row_group=place[own],
+        column_group=place,
+        column_valid=valid.repeat(2),
+        block=block,
+    )
+    return partition.sums - scale * (anchors * others).sum(1)
 
 
 class SimSiam(Loss):

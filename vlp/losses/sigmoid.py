@@ -13,6 +13,7 @@ from vlp.kernels.blocks import Block, Impl, full
 from vlp.kernels.softplus import pair_softplus
 from vlp.losses.contrast import Pool, global_mean, pool, positive_counts, positive_sums
 from vlp.losses.loss import Loss
+from vlp.losses.scale import scale_of
 from vlp.types import Batch, Features
 
 
@@ -36,9 +37,7 @@ class Sigmoid(Loss):
         if features.bias is None:
             raise ValueError('the sigmoid loss needs features.bias; build the model with needs={"bias"}')
         everyone = pool(features, batch) if self.positives == "label" else pool(features, batch).apart()
-        scale, bias = full(features.scale), full(features.bias)
-        if self.temperature is not None:
-            scale = scale.new_full((1,), 1 / self.temperature)
+        scale, bias = scale_of(features, self.temperature), full(features.bias)
         slots = [self._slot(everyone, k, scale, bias) for k in range(everyone.text.shape[1])]
         return {"contrast": global_mean(torch.stack(slots).sum(), everyone.num_captions)}
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
 from vlp import dist
 from vlp.kernels.blocks import Block, Impl
-from vlp.kernels.masked import sums_over
+from vlp.kernels.masked import masked_nearest, sums_over
 from vlp.kernels.recompute import by_rows
 from vlp.losses.contrast import Pool, global_mean, pool
 from vlp.losses.loss import Loss
+from vlp.losses.per_sample import idle
 from vlp.types import Batch, Features
 
 Sides = Annotated[tuple[Literal["image", "text"], ...], Field(min_length=1)]
@@ -40,28 +41,17 @@ class KoLeo(Loss):
         for name, slots in _sides(everyone, batch, self.sides).items():
             count = torch.stack([valid.sum() for _, valid in slots]).sum().clamp(min=1).to(everyone.image)
             sums = [self._side(x, valid, everyone) for x, valid in slots]
-            terms[name] = global_mean(torch.stack(sums).sum(), count)
+            terms[name] = global_mean(torch.stack(sums).sum(), count) + idle(features, batch)
         return terms
 
     def _side(self, x: Float[Tensor, "N D"], valid: Bool[Tensor, "N"], everyone: Pool) -> Float[Tensor, ""]:
         """Sum over this rank's rows."""
         own, group = everyone.own, everyone.group
-        nearest, some = self._nearest(x.detach(), group, valid, own)
-        distance = torch.linalg.vector_norm(x[own] - x[nearest], dim=1)
+        place, some = masked_nearest(
+            x[own], x, row_group=group[own], column_group=group, column_valid=valid, impl=self.impl, block=self.block
+        )
+        distance = torch.linalg.vector_norm(x[own] - x[place], dim=1)
         return torch.where(valid[own] & some, -(distance + self.eps).log(), 0.0).sum()
-
-    @torch.no_grad()
-    def _nearest(
-        self, x: Float[Tensor, "N D"], group: Int[Tensor, "N"], valid: Bool[Tensor, "N"], own: slice
-    ) -> tuple[Int[Tensor, "B"], Bool[Tensor, "B"]]:
-        """Index of the nearest valid row of another label for each of this rank's rows, and whether there is one."""
-
-        def tile(rows: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-            seen = (label[:, None] != group) & valid
-            return (rows @ x.T).masked_fill(~seen, -torch.inf).argmax(1), seen.any(1)
-
-        index, some = by_rows(tile, x[own], group[own], num_columns=len(x), impl=self.impl, block=self.block)
-        return index, some
 
 
 class Uniformity(Loss):
@@ -84,7 +74,7 @@ class Uniformity(Loss):
         for name, slots in _sides(everyone, batch, self.sides).items():
             counts = torch.stack([valid.sum() for _, valid in slots]).to(everyone.image)
             values = torch.stack([self._side(x, valid, everyone.own) for x, valid in slots])
-            terms[name] = (values * counts).sum() / counts.sum().clamp(min=1)
+            terms[name] = (values * counts).sum() / counts.sum().clamp(min=1) + idle(features, batch)
         return terms
 
     def _side(self, x: Float[Tensor, "N D"], valid: Bool[Tensor, "N"], own: slice) -> Float[Tensor, ""]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vlp.losses.loss import column
@@ -19,10 +20,16 @@ def extra_views(batch: Batch, least: int, *, who: str) -> Tensor:
     return views
 
 
-def view_features(batch: Batch, towers: Any, least: int, *, who: str) -> Tensor:
-    """Unit features [B, V, D] of the views, the same for every head of one forward."""
+def view_features(batch: Batch, towers: Any, least: int, *, who: str, every: bool = False) -> Tensor:
+    """Unit features [B, `least`, D] of the first views, or [B, V, D] of `every` one.
+
+    Heads of one forward share them: a view that several ask for is encoded once, one that nobody asks for never.
+    """
     views = extra_views(batch, least, who=who)
-    if "views" not in towers.memo:
-        towers.memo["views"] = towers.dual.encode_image(views.flatten(0, 1)).unflatten(0, views.shape[:2])
-    found: Tensor = towers.memo["views"]
-    return found
+    wanted = views.shape[1] if every else least
+    made: list[Tensor] = towers.memo.setdefault("views", [])
+    done = sum(part.shape[1] for part in made)
+    if done < wanted:
+        further = views[:, done:wanted]
+        made.append(towers.dual.encode_image(further.flatten(0, 1)).unflatten(0, further.shape[:2]))
+    return torch.cat(made, 1)[:, :wanted]

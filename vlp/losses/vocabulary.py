@@ -42,7 +42,10 @@ class Vocabulary(nn.Module):
         self.weight = None if tied else nn.Parameter(0.02 * torch.randn_like(table.weight))
 
     def forward(self, x: Float[Tensor, "M width"], target: Int[Tensor, "M"], table: nn.Embedding) -> Tensor:
-        """[M], in at least fp32; one block of logits exists at a time."""
+        """[M], in at least fp32; one block of logits exists at a time.
+
+        Under autocast logits are products in its precision, as a language head's are; the log-sum-exp over them is not.
+        """
         weight = table.weight if self.weight is None else self.weight
         vectors = self.transform(x)
         rows = max(1, _LOGITS // len(weight))

@@ -17,7 +17,7 @@ class Wukong(FILIP):
     """FILIP between `tokens` learned mixtures of an image's patches and all words (Wukong, arXiv 2202.06767).
 
     The reducer is a head, "wukong", with a projection of its own, so that it also trains beside a locked image tower
-    (LiT): `model.lock_image: true`. Everything else is as in `filip`; what that keeps of an image are then mixtures.
+    (LiT): `model.lock_image: true` with `pretrained`. Everything else is as in `filip`; what that keeps are mixtures.
     """
 
     tokens: int = Field(12, ge=1, description="mixtures an image (authors: 12 for ViT-B/32, 24 for ViT-L/14)")

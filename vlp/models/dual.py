@@ -33,6 +33,7 @@ class Towers(NamedTuple):
     text_hidden: Tensor | None  # [B, K, T, width], when a loss needs "text_hidden"
     dual: Dual
     memo: dict[str, Any]  # what heads share within this forward: the towers' outputs for extra views
+    image_pooled: Tensor  # [B, D], what is made of unit norm in `features.image`
 
 
 class Dual(nn.Module):
@@ -134,11 +135,6 @@ class Dual(nn.Module):
         return self.text_tower.context
 
     @property
-    def room(self) -> int:
-        """Most tokens of a text: the tokenizer's context, or less where a prefix takes some of the positions."""
-        return min(self.tokenizer.context, self.context - (self.prefix.length if self.prefix is not None else 0))
-
-    @property
     def dim(self) -> int:
         """Width D of the joint space."""
         return int(self.config["embed_dim"])
@@ -184,7 +180,7 @@ class Dual(nn.Module):
         if "image_tokens" not in self.needs:
             features = features._replace(image_tokens=None)
         extra: dict[str, Tensor] = {}
-        towers = Towers(features, image.hidden, text.hidden, self, {})
+        towers = Towers(features, image.hidden, text.hidden, self, {}, image.pooled)
         for head in self.heads.values():
             extra.update(head(batch, towers))
         if "text_tokens" not in self.needs:

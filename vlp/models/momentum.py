@@ -179,9 +179,7 @@ class QueueState:
         """Entries whose sample is in the global batch under another label, bool [Q]."""
         sample, label, _ = _marks(batch, batch.valid)
         blocks = row_blocks(self.settings.size, max(1, len(sample)), block=None, device=label.device)
-        found = [
-            ((self.sample[rows, None] == sample) & (self.label[rows, None] != label)).any(1) for rows in blocks
-        ]
+        found = [((self.sample[rows, None] == sample) & (self.label[rows, None] != label)).any(1) for rows in blocks]
         return torch.cat(found)
 
     @torch.no_grad()
@@ -232,7 +230,7 @@ class QueueState:
 def _marks(batch: Batch, wanted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Sample and label of the wanted slots of all ranks, and which these are, [N]; one collective."""
     if "sample" not in batch.extra:
-        raise ValueError('queue: no column "sample" in the batch, which knows a sample again; batches of a Feed have it')
+        raise ValueError('queue: no column "sample", to know a sample again by; the batches of a Feed have it')
     marks = dist.gather_const(torch.stack([batch.extra["sample"], batch.label, wanted], 1))
     there = marks[:, 2].bool()
     return marks[there, 0], marks[there, 1], there

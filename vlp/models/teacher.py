@@ -20,6 +20,8 @@ _SEEN = ("size", "interpolation", "resize_mode", "fill", "exif")  # of a transfo
 class Teacher(Part):
     """A live teacher: columns "teacher/image" [B, E] and "teacher/text" [B, K, E], and its "teacher/scale".
 
+    A second one needs a `prefix` of its own in place of "teacher".
+
     It sees the student's batch, augmentation included, so both must read pictures and texts alike: same size, same way
     of resizing, same token ids. Normalisation is each one's own.
     """
@@ -28,6 +30,7 @@ class Teacher(Part):
     arch: str | None = Field(None, description="where `pretrained` is a file of weights that does not say it")
     micro_batch: int | None = Field(None, ge=1, description="slots at once; None: all of the rank's")
     precision: Literal["no", "bf16"] = "no"
+    prefix: str = Field("teacher", min_length=1, description="of its columns: PREFIX/image, PREFIX/text, PREFIX/scale")
 
     def build(self, dual: Dual) -> TeacherState:
         if self.arch is None:
@@ -55,11 +58,12 @@ class TeacherState:
         self.teacher.to(device)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
             made = [self._features(batch.rows(start, start + size)) for start in range(0, len(batch), size)]
+        prefix = self.settings.prefix
         rows = {
-            "teacher/image": torch.cat([features.image for features in made]).float(),
-            "teacher/text": torch.cat([features.text for features in made]).float(),
+            f"{prefix}/image": torch.cat([features.image for features in made]).float(),
+            f"{prefix}/text": torch.cat([features.text for features in made]).float(),
         }
-        return batch.plus(rows, {"teacher/scale": made[0].scale.float()})
+        return batch.plus(rows, {f"{prefix}/scale": made[0].scale.float()})
 
     def _features(self, part: Batch) -> Features:
         features: Features = self.teacher(part)

@@ -23,8 +23,8 @@ HOW = (
 )
 TAUGHT = (
     "The words' maps are what the loss filip trains. wukong compares words with mixtures of the patches, dreamlip "
-    "patches with whole captions, flair these through projections of its own: of their models the words' maps show what "
-    "came of itself."
+    "patches with whole captions, flair these through projections of its own: in their models no loss has made the "
+    "words' maps."
 )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -35,6 +35,8 @@ navy maroon teal tan
 _NUMBER_WORDS = "one two three four five six seven eight nine ten eleven twelve twenty hundred"
 _KINDS = {**dict.fromkeys(_COLOR_WORDS.split(), "color"), **dict.fromkeys(_NUMBER_WORDS.split(), "number")}
 _SAME = {"large": "big", "huge": "big", "little": "small", "tiny": "small", "grey": "gray"}
+_EVEN_WORDS = "and or with near beside besides along together a an the another his her its their"
+_EVEN = frozenset(_EVEN_WORDS.split())  # "with": of persons and things alike, whoever has whom
 _FUNCTION, _ING_NOUNS = frozenset(_FUNCTION_WORDS.split()), frozenset(_ING_NOUN_WORDS.split())
 
 
@@ -52,9 +54,9 @@ def swaps(text: str, count: int, rng: np.random.Generator | None = None) -> list
 
     NegCLIP's kinds come from a parser; here neighbouring content words are a run, its last word is taken for its noun
     and the others for what describes it, words in -ing for verbs; colours and numbers are known by lists. Words of one
-    run are not swapped ("small red"), nor what only stands on both sides of "and" ("a dog and a cat"), as that would
-    stay true. "a" and "an" follow the new word. Without a generator the first swaps are taken. The lists are English;
-    scripts without blanks give no swap.
+    run are not swapped ("small red"), nor whole phrases that only "and", a comma, "with" or nearness joins ("a dog and
+    a cat", "a black dog next to a white dog"), as that would stay true. "a" and "an" follow the new word. Without a
+    generator the first swaps are taken. The lists are English; scripts without blanks give no swap.
     """
     words = _content_words(text)
     pairs = [(a, b) for a, b in combinations(words, 2) if a.kind == b.kind and a.run != b.run]
@@ -98,19 +100,26 @@ def _tokens(text: str) -> Iterator[tuple[int, int, str]]:
 
 
 def _changes_meaning(text: str, words: list[_Word], first: _Word, second: _Word) -> bool:
-    """Whether a swap can make the caption false: different words, that no "and" or comma puts side by side."""
+    """Whether a swap can make the caption false: different words, that no mere list or nearness puts side by side."""
     a, b = (text[word.start : word.stop].casefold() for word in (first, second))
     if _SAME.get(a, a) == _SAME.get(b, b):
         return False
     between = {word.lower() for word in _WORD.findall(text, first.stop, second.start)}
     if between <= {"and", "or"}:  # "black and white"
         return False
-    alike = _rest(text, words, first) == _rest(text, words, second)
-    for word in words:  # a list of bare words, "dogs, cats or birds"
-        listed = first.start < word.start < second.start and word.kind == first.kind
-        if listed and alike and not _rest(text, words, word):
-            between.discard(text[word.start : word.stop].lower())
-    return not (alike and between <= {"and", "or", "a", "an", "the"})
+    # with equal words around them whole phrases change places: "a black dog and a white dog", "a dog next to a cat"
+    return _rest(text, words, first) != _rest(text, words, second) or not _even_handed(text, words, first, second)
+
+
+def _even_handed(text: str, words: list[_Word], first: _Word, second: _Word) -> bool:
+    """Whether all that joins the runs from `first` to `second` says the same of what stands on both its sides."""
+    runs: dict[int, tuple[int, int]] = {}
+    for word in words:
+        if first.run <= word.run <= second.run:
+            runs[word.run] = (runs.get(word.run, (word.start, 0))[0], word.stop)
+    spans = list(runs.values())
+    gaps = (text[stop:start].lower().replace("next to", "beside") for (_, stop), (start, _) in pairwise(spans))
+    return all(gap.strip() and _EVEN.issuperset(_WORD.findall(gap)) for gap in gaps)
 
 
 def _rest(text: str, words: list[_Word], word: _Word) -> list[str]:
