@@ -12,6 +12,7 @@ from tests.losses.small import real_of, situation, unit
 from vlp.losses.decoupled import DCL
 from vlp.losses.hard import HardNegative
 from vlp.losses.infonce import InfoNCE
+from vlp.types import Features
 
 
 def _dropped(settings, batch, k, features, i, j, flip):
@@ -126,3 +127,14 @@ def test_a_copy_of_the_pair_is_a_false_negative(make_batch, make_features):
         for m, seen in zip((z, z.T), other, strict=True)
     ]
     assert value == pytest.approx(sum(rows) / 2, abs=1e-12)
+
+
+def test_rows_that_are_wrong_about_their_pairs_learn_from_a_teacher_alone(make_batch):
+    """Pairs are the least similar of all: by their own margin every negative goes, by a good teacher none."""
+    eye, scale = torch.eye(4, dtype=torch.float64), torch.tensor([10.0], dtype=torch.float64)
+    features = Features(eye.clone().requires_grad_(), -eye[:, None], scale)
+    batch = make_batch(4).plus({"teacher/image": eye, "teacher/text": eye[:, None]})
+    for judge, moves in (("own", False), ("teacher", True)):
+        term = HardNegative(drop_above=0.0, judge=judge)(features, batch)["contrast"]
+        (grad,) = torch.autograd.grad(term, features.image)
+        assert (grad.abs().max() > 1e-3) == moves

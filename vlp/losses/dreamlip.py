@@ -16,7 +16,7 @@ from vlp.kernels.blocks import Block, Impl, full, no_autocast
 from vlp.kernels.masked import masked_logsumexp
 from vlp.losses.contrast import global_mean, group_ids
 from vlp.losses.loss import Loss
-from vlp.losses.scale import FixedScale, OwnScale
+from vlp.losses.scale import FixedScale, OwnScale, scale_of
 from vlp.types import Batch, Features
 
 
@@ -87,7 +87,7 @@ class DreamLIP(Loss):
 
     def _scale(self, features: Features) -> Tensor:
         if self.temperature is not None:
-            return full(features.scale).new_full((1,), 1 / self.temperature)
+            return scale_of(features, self.temperature)
         if "dreamlip/scale" not in features.extra:
             raise ValueError("dreamlip needs the scale of its head: build the model with the heads of the loss")
         return full(features.extra["dreamlip/scale"])
