@@ -16,6 +16,9 @@ What `run_suite(encoder, suite, out=OUT)` leaves behind, for reports, search and
       retrieval_tokens.json      the same of a benchmark with `head: tokens`
       alignment.json             of models trained with tokens: schema 1, pairs of a picture and a caption, see
                                  `vlp.explain.Alignment.to_json`; with image, caption (rows) and picture (base64 JPEG)
+      ranks.json                 schema 1, keys, caption_image and the ranks of every query; ranks_tokens.json by tokens
+      alignment.json             of models trained with tokens: word-patch similarities of four pairs
+      pointing.json, *_hits.json what compositional and pointing benchmarks found, item by item, for `vlp compare`
       confusion.json             schema 1, names, support, recall [C] (null without samples), and the most frequent
                                  mistakes, pairs: {true, predicted (classes), count, examples [image rows]}
       thumbnails/<row>.jpg       every picture row that the two files above name, longest side 160

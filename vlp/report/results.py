@@ -64,7 +64,7 @@ def contains_chance(record: Record, metric: str) -> bool:
 
 
 def _is_share(metric: str) -> bool:
-    return "recall" in metric or metric.startswith("acc")
+    return "recall" in metric or metric.startswith(("acc", "pointing"))
 
 
 def _has(record: Record, metric: str) -> bool:
