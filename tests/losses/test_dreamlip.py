@@ -20,7 +20,7 @@ from vlp.losses.infonce import InfoNCE
 from vlp.losses.objective import Objective
 from vlp.types import Features
 
-SETTINGS = [{}, {"sibling_negatives": True}, {"delta": 0.0}, {"delta": 0.6, "temperature": 0.2}]
+SETTINGS = [{}, {"sibling_negatives": True}, {"delta": 0.0}, {"delta": 0.6, "temperature": 0.2}, {"focus": 0.3}]
 
 
 def _with_tokens(features, *, patches=5, seed=1, scale=7.0):
@@ -31,10 +31,12 @@ def _with_tokens(features, *, patches=5, seed=1, scale=7.0):
     return features._replace(image_tokens=tokens.requires_grad_(), extra={"dreamlip/scale": own})
 
 
-def _group_by_loops(text, patches, delta):
+def _group_by_loops(text, patches, delta, focus=None):
     r = [text @ patch for patch in patches]
     low, high = min(r), max(r)
-    if low == high:
+    if focus is not None:
+        weights = [(x / focus).exp() for x in r]
+    elif low == high:
         weights = [torch.ones((), dtype=text.dtype) for _ in r]
     else:
         weights = [(x - low) / (high - low) for x in r]
@@ -50,7 +52,8 @@ def _by_loops(settings, batch):
         s = 1 / settings["temperature"] if "temperature" in settings else features.extra["dreamlip/scale"][0]
         B, K = batch.caption_mask.shape
         real = [(i, k) for i in range(B) for k in range(K) if batch.valid[i] and batch.caption_mask[i, k]]
-        v = {(i, k): _group_by_loops(features.text[i, k], features.image_tokens[i], delta) for i, k in real}
+        focus = settings.get("focus")
+        v = {(i, k): _group_by_loops(features.text[i, k], features.image_tokens[i], delta, focus) for i, k in real}
         result = []
         for a in real:
             kept = [
@@ -274,7 +277,7 @@ def test_settings():
     assert loss.name == "dreamlip"
     assert isinstance(loss.heads(None)["dreamlip"], nn.Module)
     assert DreamLIP(temperature=0.1).heads(None)["dreamlip"].value == pytest.approx(10)  # for evaluation alone
-    for bad in ({"delta": -1}, {"delta": 1.5}, {"temperature": 0}):
+    for bad in ({"delta": -1}, {"delta": 1.5}, {"temperature": 0}, {"focus": 0.1, "delta": 0.1}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             DreamLIP(**bad)
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
@@ -26,7 +26,8 @@ class DreamLIP(Loss):
     Caption k of picture i makes of the patch tokens X_i one vector v_ik = unit(sum_p w_p X_ip): w are its products with
     the patches, min-max normalised over patches, set to 0 below `delta` (None: 1/P), divided by their sum; even where
     all products are equal. Symmetric InfoNCE between all v_ik and all captions y_jl of the global batch with a learned
-    scale of its own; only (i, k) = (j, l) is positive. No gradient is stopped.
+    scale of its own; only (i, k) = (j, l) is positive. No gradient is stopped. With `focus` the weights are a softmax of
+    the products at that temperature, which leaves less to patches that say nothing; nothing is cut off then.
 
     Siblings, that is other captions of the same picture and captions of pairs with an equal label, are left out of the
     denominators, since two of them may speak of the same place; `sibling_negatives` keeps them as negatives, as the
@@ -35,6 +36,9 @@ class DreamLIP(Loss):
     """
 
     delta: float | None = Field(None, ge=0.0, le=1.0, description="weights below become 0; None: 1 / patches")
+    focus: float | None = Field(
+        None, gt=0.0, allow_inf_nan=False, description="softmax at this temperature for min-max"
+    )
     sibling_negatives: bool = Field(False, description="other captions of a picture are negatives")
     temperature: float | None = Field(None, gt=0.0, allow_inf_nan=False, description="in place of the learned scale")
     impl: Impl = "auto"
@@ -42,6 +46,12 @@ class DreamLIP(Loss):
 
     needs: ClassVar[frozenset[str]] = frozenset({"image_tokens"})
     batchless: ClassVar[frozenset[str]] = frozenset({"dreamlip/scale"})
+
+    @model_validator(mode="after")
+    def _one_way_to_weigh(self) -> DreamLIP:
+        if self.focus is not None and self.delta is not None:
+            raise ValueError("delta cuts off min-max weights, and focus takes a softmax; leave one of them out")
+        return self
 
     def heads(self, dual: Any) -> dict[str, nn.Module]:
         """The scale of this contrast."""
@@ -55,7 +65,8 @@ class DreamLIP(Loss):
         real = batch.valid[:, None] & batch.caption_mask
         text = torch.where(real[..., None], full(features.text), 0.0)
         tokens = torch.where(batch.valid[:, None, None], full(features.image_tokens), 0.0)
-        rows = dist.gather(torch.stack([grouped(text, tokens, delta=self.delta), text], 1))
+        grouping = grouped(text, tokens, delta=self.delta, focus=self.focus)
+        rows = dist.gather(torch.stack([grouping, text], 1))
         marks = dist.gather_const(torch.cat([batch.label[:, None], real], 1))
         group, valid = group_ids(marks[:, 0]).repeat_interleave(K), marks[:, 1:].bool().flatten()
         own = slice(dist.rank() * B * K, (dist.rank() + 1) * B * K)
@@ -94,11 +105,13 @@ class DreamLIP(Loss):
 
 
 def grouped(
-    text: Float[Tensor, "B K D"], tokens: Float[Tensor, "B P D"], *, delta: float | None
+    text: Float[Tensor, "B K D"], tokens: Float[Tensor, "B P D"], *, delta: float | None, focus: float | None = None
 ) -> Float[Tensor, "B K D"]:
     """For each caption the unit sum of its picture's patches, weighted by how much the caption speaks of them."""
     with no_autocast(text):
-        return normalize(patch_weights(text @ tokens.mT, delta=delta) @ tokens, dim=-1)
+        products = text @ tokens.mT
+        weights = patch_weights(products, delta=delta) if focus is None else (products / focus).softmax(-1)
+        return normalize(weights @ tokens, dim=-1)
 
 
 def patch_weights(products: Float[Tensor, "B K P"], *, delta: float | None) -> Float[Tensor, "B K P"]:
