@@ -26,8 +26,8 @@ class DreamLIP(Loss):
     Caption k of picture i makes of the patch tokens X_i one vector v_ik = unit(sum_p w_p X_ip): w are its products with
     the patches, min-max normalised over patches, set to 0 below `delta` (None: 1/P), divided by their sum; even where
     all products are equal. Symmetric InfoNCE between all v_ik and all captions y_jl of the global batch with a learned
-    scale of its own; only (i, k) = (j, l) is positive. No gradient is stopped. With `focus` the weights are a softmax of
-    the products at that temperature, which leaves less to patches that say nothing; nothing is cut off then.
+    scale of its own; only (i, k) = (j, l) is positive. No gradient is stopped. With `focus` the weights are a softmax
+    of the products at that temperature, which leaves less to patches that say nothing; nothing is cut off then.
 
     Siblings, that is other captions of the same picture and captions of pairs with an equal label, are left out of the
     denominators, since two of them may speak of the same place; `sibling_negatives` keeps them as negatives, as the
