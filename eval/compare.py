@@ -18,7 +18,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from eval.hits import Head, Scores, read_hits
+from eval.heads import HEADS, Head, file_name
+from eval.hits import Scores, read_hits
 from eval.retrieve import RANKS
 from vlp.metrics.interval import Interval, of_means
 from vlp.registry import nearest
@@ -95,7 +96,7 @@ def _row(arm: str, values: Float[Tensor, "S N"], base: Tensor | None, groups: In
 
 
 def _read(folder: Path, head: Head, measure: str, k: Sequence[int]) -> Scores:
-    return _recall(folder / RANKS[head], k) if measure == RECALL else read_hits(folder, measure, head=head)
+    return _recall(folder / file_name(RANKS, head), k) if measure == RECALL else read_hits(folder, measure, head=head)
 
 
 def _recall(file: Path, k: Sequence[int]) -> Scores:
@@ -138,7 +139,7 @@ def parse_arms(words: Sequence[str]) -> dict[str, Arm]:
     for word in words:
         name, equals, pattern = word.partition("=")
         pattern, _, head = pattern.partition("@")
-        if not equals or head not in ("", *RANKS):
+        if not equals or head not in ("", *HEADS):
             raise ValueError(f'"{word}": an arm is NAME=FOLDERS or NAME=FOLDERS@tokens, e.g. clip=runs/out/clip-seed*')
         folders = (
             sorted(path for path in Path().glob(pattern)) if not Path(pattern).is_absolute() else _absolute(pattern)

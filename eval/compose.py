@@ -13,7 +13,8 @@ from pydantic import Field
 from torch import Tensor
 
 from eval.benchmark import BenchmarkPart, Outcome
-from eval.hits import Head, hits_file, picture_keys
+from eval.heads import Head
+from eval.hits import hits_file, picture_keys
 from eval.score import scores
 from eval.view import View
 from vlp.data.schema import DataError

@@ -1,8 +1,8 @@
 """Whether each item of a benchmark was right: files of zeros and ones, for paired comparisons of runs.
 
-`BENCHMARK_hits.json` (of `head: tokens` `BENCHMARK_hits_tokens.json`) holds schema 1, and one entry an item in each of:
-`keys`, the picture or sentence that intervals draw; `items`, what was asked of it; and `columns`, by metric 0 or 1, or
-null where the metric is not about the item. A column's mean without nulls is the metric.
+`BENCHMARK_hits.json` (of another head than global `BENCHMARK_hits_HEAD.json`) holds schema 1, and one entry an item in
+each of: `keys`, the picture or sentence that intervals draw; `items`, what was asked of it; and `columns`, by metric 0
+or 1, or null where the metric is not about the item. A column's mean without nulls is the metric.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from eval.heads import Head, file_name
 from eval.view import View
 
-Head = Literal["global", "tokens"]
 Column = Sequence[float | None]
 
 
@@ -68,4 +68,4 @@ def read_hits(folder: Path, measure: str, *, head: Head) -> Scores:
 
 
 def _name(benchmark: str, head: Head) -> str:
-    return f"{benchmark}_hits_tokens.json" if head == "tokens" else f"{benchmark}_hits.json"
+    return file_name(f"{benchmark}_hits", head)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from pydantic import Field
@@ -10,15 +10,16 @@ from torch import Tensor
 
 from eval.alignments import alignments
 from eval.benchmark import BenchmarkPart, Outcome
+from eval.heads import ByTokens, Conditioned, Head, Pairs, file_name
 from eval.two_stage import TwoStage
 from eval.view import View
 from vlp.data.stages import Captions
 from vlp.kernels.late import PadMax
 from vlp.metrics.recall import Found, Ranks, RecallAtK, best_answers, retrieval_ranks
+from vlp.token_store import ImageTokens
 
 SHOWN_QUERIES, SHOWN_ANSWERS = 24, 5
-RANKS = {"global": "ranks.json", "tokens": "ranks_tokens.json"}  # of every query, for paired comparisons
-FILES = {"global": "retrieval", "tokens": "retrieval_tokens"}  # of examples, so that both heads can stand in one suite
+RANKS, EXAMPLES = "ranks", "retrieval"  # files of every query, for paired comparisons, and of the shown ones
 
 
 class Answers(NamedTuple):
@@ -37,14 +38,15 @@ class Retrieval(BenchmarkPart):
     `head: tokens` lets the pooled features choose `rerank` candidates for each query, which its tokens then order
     (FILIP's late interaction): captions rank pictures by the mean over words of the best patch, pictures rank captions
     by the mean over patches of the best word. What is no candidate keeps its pooled order behind them. `rerank: 0`
-    compares all pairs by tokens.
+    compares all pairs by tokens. `head: conditioned` orders the candidates by the cosine of the caption with the
+    picture as that caption sees it (FLAIR's text-conditioned pooling).
     """
 
     task: ClassVar[str] = "zeroshot_retrieval"
 
     captions: Captions = Captions()
     k: tuple[int, ...] = (1, 5, 10)
-    head: Literal["global", "tokens"] = "global"
+    head: Head = "global"
     rerank: int = Field(128, ge=0)
     pad_max: PadMax = "exclude"  # zero: a patch may prefer padding, as in the authors' FILIP weights
     block: int = Field(256, ge=1)  # captions scored at once; no result depends on it
@@ -52,11 +54,11 @@ class Retrieval(BenchmarkPart):
 
     def measure(self, view: View) -> Outcome:
         """Recalls and ranks; intervals draw pictures, since captions of one picture are not independent."""
-        if self.head == "tokens":
+        if self.head != "global":
             view.image_tokens()  # first, so that one pass makes features and tokens
         texts = view.texts(self.captions, purpose="scoring")
         rows, place = torch.unique(texts.caption_image, return_inverse=True)  # pictures without captions leave
-        answer = self._by_tokens if self.head == "tokens" else self._by_features
+        answer = self._by_features if self.head == "global" else self._in_two_stages
         answers = answer(view, texts.captions, rows, place)
         text = view.text_features(texts.captions)
         to_image = RecallAtK("image_retrieval", candidates=len(rows), k=self.k)
@@ -66,11 +68,11 @@ class Retrieval(BenchmarkPart):
         both = (to_image, to_text)
         shown = _examples(answers, place, rows, texts.captions)
         aligned = alignments(view, rows, place, texts.captions)
-        by_tokens = {} if self.head == "global" else {"reranked": min(self.rerank or len(text), len(text))}
+        reranked = {} if self.head == "global" else {"reranked": min(self.rerank or len(text), len(text))}
         return Outcome(
             metrics={name: value for part in both for name, value in part.compute().items()},
             n=len(rows),
-            counts={"images": len(rows), "texts": len(text), **by_tokens},
+            counts={"images": len(rows), "texts": len(text), **reranked},
             ci95={name: value for part in both for name, value in part.intervals(n_boot=self.n_boot).items()},
             chance={name: value for part in both for name, value in part.chance().items()},
             lower_is_better=to_image.lower_is_better | to_text.lower_is_better,
@@ -78,8 +80,8 @@ class Retrieval(BenchmarkPart):
             items={"captions": texts.captions, "caption_image": texts.caption_image.tolist()},
             head=self.head,
             files={
-                f"{FILES[self.head]}.json": shown,
-                RANKS[self.head]: self._ranks(view, answers, rows, place),
+                file_name(EXAMPLES, self.head): shown,
+                file_name(RANKS, self.head): self._ranks(view, answers, rows, place),
                 **({"alignment.json": aligned} if aligned else {}),
             },
             text=text,
@@ -103,21 +105,21 @@ class Retrieval(BenchmarkPart):
         to_text = best_answers(image[_spread(len(image))], text, k=SHOWN_ANSWERS)
         return Answers(ranks, to_text, best_answers(text[_spread(len(text))], image, k=SHOWN_ANSWERS))
 
-    def _by_tokens(self, view: View, captions: list[str], rows: Tensor, place: Tensor) -> Answers:
-        encoded = view.image_tokens()
+    def _in_two_stages(self, view: View, captions: list[str], rows: Tensor, place: Tensor) -> Answers:
+        encoded, text = view.image_tokens(), view.text_features(captions)
         if len(rows) < len(encoded.kept):
             encoded = encoded.rows(rows)
-        stages = TwoStage(
-            encoded,
-            view.text_tokens(captions),
-            place,
-            rerank=self.rerank,
-            pad_max=self.pad_max,
-            block=self.block,
-            device=view.encoder.device,
-        )
+        pairs = self._pairs(view, encoded, captions)
+        stages = TwoStage(encoded.features, text, place, pairs, rerank=self.rerank, block=self.block)
         to_text = stages.best("image", _spread(len(rows)), k=SHOWN_ANSWERS)
         return Answers(stages.ranks(), to_text, stages.best("text", _spread(len(captions)), k=SHOWN_ANSWERS))
+
+    def _pairs(self, view: View, encoded: ImageTokens, captions: list[str]) -> Pairs:
+        device = view.encoder.device
+        if self.head == "conditioned":
+            text = view.text_features(captions)
+            return Conditioned.of(view.encoder.dual, encoded.tokens, text, device=device)
+        return ByTokens(encoded, view.text_tokens(captions), self.pad_max, device)
 
 
 def _examples(answers: Answers, place: Tensor, rows: Tensor, captions: list[str]) -> dict[str, Any]:

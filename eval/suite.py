@@ -13,10 +13,11 @@ What `run_suite(encoder, suite, out=OUT)` leaves behind, for reports, search and
                                  text_to_image: {caption (row), text, image (row of its picture), rank,
                                                  found [k image rows], scores [k], correct [k bools]}
                                  image_to_text: {image (row), rank, found [k caption rows], texts [k], scores, correct}
-      retrieval_tokens.json      the same of a benchmark with `head: tokens`
+      retrieval_<head>.json      the same of a benchmark with `head: tokens` or `conditioned`
       alignment.json             of models trained with tokens: schema 1, pairs of a picture and a caption, see
                                  `vlp.explain.Alignment.to_json`; with image, caption (rows) and picture (base64 JPEG)
-      ranks.json                 schema 1, keys, caption_image and the ranks of every query; ranks_tokens.json by tokens
+      ranks.json                 schema 1, keys, caption_image and the ranks of every query
+      ranks_<head>.json          the same of a benchmark with that head
       alignment.json             of models trained with tokens: word-patch similarities of four pairs
       pointing.json, *_hits.json what compositional and pointing benchmarks found, item by item, for `vlp compare`
       confusion.json             schema 1, names, support, recall [C] (null without samples), and the most frequent

@@ -20,7 +20,7 @@ COMPARED = {  # what it compares, and so which maps of patches and words a run h
     "dreamlip": "dreamlip compared patches with whole captions, as the caption's map does, and no words with anything",
     "flair": "flair compared patches with whole captions through projections of its own, which no map goes through",
 }
-EVALUATED = ("wukong", "wukong_scale", "filip_scale", "dreamlip")  # heads: the reducer, and scales of tokens
+EVALUATED = ("wukong", "wukong_scale", "filip_scale", "dreamlip", "flair")  # heads: reducer, scales, pooling
 
 
 def load(path: Path | str, *, weights: Path | str | None = None) -> Dual:

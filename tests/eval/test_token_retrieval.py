@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 
 from eval.alignments import _short
 from eval.data import open_data
+from eval.heads import ByTokens
 from eval.retrieve import Retrieval
 from eval.suite import Suite, run_suite
 from eval.two_stage import TwoStage
@@ -32,6 +33,10 @@ def drawn(n=6, captions=(2, 1, 3, 1, 1, 2), *, dim=5, seed=0):
     image = ImageTokens(unit(n), unit(n, 4).half(), list(range(n)), [])
     text = TextTokens(unit(m), (unit(m, 6) * mask[..., None]).half(), mask)
     return image, text, torch.arange(n).repeat_interleave(torch.tensor(captions))
+
+
+def stages(image, text, place, *, rerank, block=256, pad_max="exclude"):
+    return TwoStage(image.features, text.features, place, ByTokens(image, text, pad_max), rerank=rerank, block=block)
 
 
 def late(image, text, i, j, *, pad_max="exclude"):
@@ -54,7 +59,7 @@ def order(pooled, fine, k):
 def test_ranks_are_those_of_the_whole_order_made_in_loops(rerank, block, pad_max):
     image, text, place = drawn()
     n, m = len(image.features), len(place)
-    found = TwoStage(image, text, place, rerank=rerank, block=block, pad_max=pad_max).ranks()
+    found = stages(image, text, place, rerank=rerank, block=block, pad_max=pad_max).ranks()
     for j in range(m):
         pooled = (image.features.double() @ text.features[j].double()).tolist()
         lined = order(pooled, [late(image, text, i, j)[1] for i in range(n)], rerank or n)
@@ -68,12 +73,12 @@ def test_ranks_are_those_of_the_whole_order_made_in_loops(rerank, block, pad_max
 
 def test_as_many_candidates_as_the_gallery_has_are_full_late_interaction():
     image, text, place = drawn(seed=1)
-    whole = TwoStage(image, text, place, rerank=0).ranks()
+    whole = stages(image, text, place, rerank=0).ranks()
     for rerank in (len(place), 10_000):
-        many = TwoStage(image, text, place, rerank=rerank).ranks()
+        many = stages(image, text, place, rerank=rerank).ranks()
         assert torch.equal(many.image_to_text, whole.image_to_text)
         assert torch.equal(many.text_to_image, whole.text_to_image)
-    pooled_only = TwoStage(image, text, place, rerank=1).ranks()
+    pooled_only = stages(image, text, place, rerank=1).ranks()
     assert not torch.equal(pooled_only.text_to_image, whole.text_to_image)
 
 
@@ -87,19 +92,19 @@ def by_hand():
 
 def test_tokens_change_the_order():
     image, text, place = by_hand()
-    stages = TwoStage(image, text, place, rerank=2)
-    assert [part.tolist() for part in stages.ranks()] == [[1, 1], [1, 1]]
-    assert [part.tolist() for part in TwoStage(image, text, place, rerank=1).ranks()] == [[2, 2], [2, 2]]
-    best = stages.best("text", torch.tensor([0]), k=2)
+    both = stages(image, text, place, rerank=2)
+    assert [part.tolist() for part in both.ranks()] == [[1, 1], [1, 1]]
+    assert [part.tolist() for part in stages(image, text, place, rerank=1).ranks()] == [[2, 2], [2, 2]]
+    best = both.best("text", torch.tensor([0]), k=2)
     assert (best.rows.tolist(), best.scores.tolist()) == ([[0, 1]], [[1.0, 0.0]])
-    assert TwoStage(image, text, place, rerank=1).best("image", torch.tensor([0]), k=2).rows.tolist() == [[1, 0]]
+    assert stages(image, text, place, rerank=1).best("image", torch.tensor([0]), k=2).rows.tolist() == [[1, 0]]
 
 
 def test_ties_count_against_the_model_also_at_the_end_of_the_candidates():
     image, text, place = drawn(4, (1, 1, 1, 1))
     same = ImageTokens(image.features[[0, 0, 0, 0]], image.tokens[[0, 0, 0, 0]], image.kept[:4], [])
     for rerank in (1, 2, 3, 0):
-        assert TwoStage(same, text, place, rerank=rerank).ranks().text_to_image.tolist() == [4] * 4
+        assert stages(same, text, place, rerank=rerank).ranks().text_to_image.tolist() == [4] * 4
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vlp.report import alignment, grids, progress, provenance, results
 from vlp.report.page import Html, document, figure, tag
-from vlp.report.read import RunFolder, by_tokens, read_run
+from vlp.report.read import RunFolder, by_heads, read_run
 
 __all__ = ["write_report"]
 
@@ -33,7 +33,7 @@ def render(run: RunFolder) -> str:
         progress.training(run.steps),
         progress.measured(run.results),
         *(grids.retrieval(artefacts, thumbnails) for artefacts in run.artefacts),
-        *(grids.retrieval(by_tokens(artefacts), thumbnails) for artefacts in run.artefacts),
+        *(grids.retrieval(shown, thumbnails) for artefacts in run.artefacts for shown in by_heads(artefacts)),
         *(alignment.grids(artefacts) for artefacts in run.artefacts),
         *(grids.confusion(artefacts, thumbnails) for artefacts in run.artefacts),
         progress.seconds(run.steps, run.results),

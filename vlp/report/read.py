@@ -21,6 +21,7 @@ class Artefacts:
     items: Mapping[str, Any] = field(default_factory=dict)
     retrieval: Mapping[str, Any] = field(default_factory=dict)
     retrieval_tokens: Mapping[str, Any] = field(default_factory=dict)
+    retrieval_conditioned: Mapping[str, Any] = field(default_factory=dict)
     alignment: Mapping[str, Any] = field(default_factory=dict)
     confusion: Mapping[str, Any] = field(default_factory=dict)
 
@@ -78,14 +79,15 @@ def _skips(path: Path) -> Counter[str]:
 
 
 def _artefacts(folder: Path) -> Artefacts:
-    names = ("items", "retrieval", "retrieval_tokens", "alignment", "confusion")
+    names = ("items", "retrieval", "retrieval_tokens", "retrieval_conditioned", "alignment", "confusion")
     parts = {name: _object(folder / f"{name}.json") for name in names}
     return Artefacts(str(parts["items"].get("dataset") or folder.name), folder, **parts)
 
 
-def by_tokens(artefacts: Artefacts) -> Artefacts:
-    """The same data set with what its queries find by tokens, under a name that says so."""
-    return replace(artefacts, name=f"{artefacts.name}, by tokens", retrieval=artefacts.retrieval_tokens)
+def by_heads(artefacts: Artefacts) -> list[Artefacts]:
+    """The same data set with what its queries find by tokens and by conditioned pooling, under names that say so."""
+    found = {"by tokens": artefacts.retrieval_tokens, "as the caption sees it": artefacts.retrieval_conditioned}
+    return [replace(artefacts, name=f"{artefacts.name}, {how}", retrieval=shown) for how, shown in found.items()]
 
 
 def _provenance(folder: Path) -> dict[str, Any]:
