@@ -141,15 +141,14 @@ def parse_arms(words: Sequence[str]) -> dict[str, Arm]:
         pattern, _, head = pattern.partition("@")
         if not equals or head not in ("", *HEADS):
             raise ValueError(f'"{word}": an arm is NAME=FOLDERS or NAME=FOLDERS@tokens, e.g. clip=runs/out/clip-seed*')
-        folders = (
-            sorted(path for path in Path().glob(pattern)) if not Path(pattern).is_absolute() else _absolute(pattern)
-        )
+        folders = _folders(Path(pattern))
         if not folders:
             raise ValueError(f'"{word}": no folder matches {pattern}')
         arms[name] = Arm(folders, cast(Head, head or "global"))
     return arms
 
 
-def _absolute(pattern: str) -> list[Path]:
-    root = Path(Path(pattern).anchor)
-    return sorted(root.glob(str(Path(pattern).relative_to(root))))
+def _folders(pattern: Path) -> list[Path]:
+    """What matches and is a folder: logs of the runs may lie beside them."""
+    root = Path(pattern.anchor)
+    return sorted(path for path in root.glob(str(pattern.relative_to(root))) if path.is_dir())

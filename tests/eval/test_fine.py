@@ -325,6 +325,7 @@ def test_faults_of_a_comparison_name_their_place(tmp_path):
         compare({"a": Arm([one])}, baseline="a", dataset="nowhere")
     with pytest.raises(ValueError, match="no folder matches"):
         parse_arms([f"a={tmp_path}/nothing-*"])
+    (tmp_path / "one.log").write_text("words of the run")
     assert parse_arms([f"a={tmp_path}/o*"])["a"].folders == [one, other]
     with pytest.raises(ValueError, match="NAME=FOLDERS"):
         parse_arms(["a"])
