@@ -234,7 +234,7 @@ class Encoder:
     def _shared(self, ids: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Tensor]]:
         """This process's share, texts that begin alike together: places and features."""
         budget = self.batch_size * self.dual.tokenizer.context
-        mine = sorted(range(len(ids)), key=lambda row: ids[row])  # neighbours share their beginnings
+        mine = sorted(range(len(ids)), key=lambda row: tuple(ids[row]))  # neighbours share their beginnings
         share = -(-len(mine) // dist.world())
         mine = mine[dist.rank() * share : (dist.rank() + 1) * share]
         found = run_shared(self.dual.text_tower, [ids[row] for row in mine], budget=budget)

@@ -46,7 +46,7 @@ def can_share(tower: Any) -> bool:
 
 def groups(ids: Sequence[Sequence[int]]) -> list[Group]:
     """The texts by shared beginning, cut so that few tokens go through the tower; at least the end stays over."""
-    order = sorted(range(len(ids)), key=lambda row: ids[row])
+    order = sorted(range(len(ids)), key=lambda row: tuple(ids[row]))
     rows = [ids[row] for row in order]
     alike = [_common(a, b) for a, b in pairwise(rows)]
     cuts = _best(rows, alike, 0, len(rows))[1] if rows else []
@@ -131,7 +131,7 @@ def _begin(tower: ClipText, ids: Tensor) -> Beginnings:
     """Keys and values of beginnings [g, p] in every block."""
     x = _embed(tower, ids, 0)
     stored = Beginnings([], [])
-    for number, block in enumerate(tower.blocks, start=1):
+    for number, block in enumerate(_blocks(tower), start=1):
         q, k, v = _heads(block, block.ln_1(x))
         stored.keys.append(k)
         stored.values.append(v)
@@ -145,7 +145,7 @@ def _finish(tower: ClipText, ids: Tensor, end: Tensor, stored: Beginnings, rows:
     x = _embed(tower, ids, length)
     width = ids.shape[1]
     seen = torch.ones(width, length + width, dtype=torch.bool, device=ids.device).tril(length)
-    blocks = tower.blocks
+    blocks = _blocks(tower)
     row = torch.arange(len(x), device=x.device)
     for number, (block, keys, values) in enumerate(zip(blocks, stored.keys, stored.values), start=1):
         q, k, v = _heads(block, block.ln_1(x))
@@ -158,9 +158,14 @@ def _finish(tower: ClipText, ids: Tensor, end: Tensor, stored: Beginnings, rows:
     return tower.project(tower.text.ln_final(x))
 
 
+def _blocks(tower: ClipText) -> Sequence[Any]:
+    return tower.blocks
+
+
 def _embed(tower: ClipText, ids: Tensor, start: int) -> Tensor:
     x = tower.embed(ids)
-    return x + tower.text.positional_embedding[start : start + ids.shape[1]].to(x.dtype)
+    positions: Tensor = tower.text.positional_embedding
+    return x + positions[start : start + ids.shape[1]].to(x.dtype)
 
 
 def _heads(block: Any, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
