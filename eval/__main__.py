@@ -1,52 +1,130 @@
-"""`python -m eval CHECKPOINT SUITE.yaml`, also mounted as `vlp eval`."""
+"""`python -m eval MODEL SUITE.yaml`, also mounted as `vlp eval`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 import typer
-
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-compare_app = typer.Typer()  # `vlp compare`; apart, so that `python -m eval` stays the one command
+from typer.core import TyperGroup
 
 
-@app.command("eval", no_args_is_help=True)
+class MeasuresByDefault(TyperGroup):
+    """`vlp eval MODEL SUITE` is `vlp eval run MODEL SUITE`: what is no command of the group is what to measure."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in (*self.commands, "--help"):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=MeasuresByDefault,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    help="Measure models on suites of benchmarks: `vlp eval MODEL... SUITE.yaml` is short for `vlp eval run`.",
+)
+compare_app = typer.Typer()  # `vlp compare`; apart, so that it stands beside `vlp eval`
+
+
+@app.command("run", no_args_is_help=True)
 def evaluate(
-    checkpoint: Annotated[str, typer.Argument(help="run folder, model folder, Hugging Face folder or open_clip name")],
-    suite: Annotated[Path, typer.Argument(help="YAML file of benchmarks, e.g. configs/eval/scenes.yaml")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="key=value, e.g. data=FOLDER benchmarks.0.block=64")
-    ] = None,
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL... SUITE.yaml... [KEY=VALUE...]",
+            help="run folders, model folders, Hugging Face folders or open_clip names; suites; key=value of the suites",
+        ),
+    ],
     set_: Annotated[list[str] | None, typer.Option("--set", help="the same as an override, key=value")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="folder of results.jsonl; default: the run, or runs/out/eval/NAME")
+        Path | None,
+        typer.Option(help="folder of results.jsonl; default: the run, or runs/out/eval/NAME; of several: OUT/NAME"),
     ] = None,
     weights: Annotated[Path | None, typer.Option(help="weights file of an open_clip name")] = None,
     batch_size: Annotated[int, typer.Option(help="pictures encoded at once")] = 64,
     workers: Annotated[int, typer.Option(help="processes that decode pictures")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1; default: a GPU if there is one")] = "auto",
     precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16")] = "fp32",
-    cache: Annotated[Path | None, typer.Option(help="folder that keeps features for the next time")] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="folder that keeps features for the next time; default: features under $VLP_CACHE"),
+    ] = None,
+    cache_dtype: Annotated[str, typer.Option(help="fp16, or fp32 for features to the last bit")] = "fp16",
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="keep no features, and read none")] = False,
+    again: Annotated[bool, typer.Option("--again", help="measure also what has been measured before")] = False,
 ) -> None:
-    """Measure CHECKPOINT on the benchmarks of SUITE; one record each in OUT/results.jsonl, examples in OUT/eval."""
+    """Measure models on the benchmarks of suites; records in results.jsonl, examples beside it, a report.
+
+    What has a record of the same weights, settings, data and code is not measured again: an interrupted suite goes on.
+
+    Example: `vlp eval runs/out/a runs/out/b configs/eval/scenes.yaml data=FOLDER`
+    """
     from eval.suite import load_suite, run_suite
+    from eval.words import own_names, sort_words
+    from vlp.data.index import cache_folder
     from vlp.embed import Encoder
+    from vlp.report import write_report
     from vlp.trained import load
 
-    plan = load_suite(suite, [*(overrides or []), *(set_ or [])])
-    encoder = Encoder(
-        load(checkpoint, weights=weights),
-        device=_device(device),
-        batch_size=batch_size,
-        workers=workers,
-        precision=_precision(precision),
-        cache=cache,
-    )
-    name = Path(checkpoint).resolve().name if Path(checkpoint).exists() else checkpoint
-    folder = out or default_out(checkpoint, name)
-    run_suite(encoder, plan, out=folder, model_name=name, pretrained=weights.name if weights else "")
-    typer.echo(str(folder / "results.jsonl"))
+    asked = sort_words(words)
+    if weights and len(asked.models) > 1:
+        raise ValueError(f"--weights is of one open_clip name, and {len(asked.models)} models were given")
+    plans = [load_suite(suite, [*asked.overrides, *(set_ or [])]) for suite in asked.suites]
+    for model, name in zip(asked.models, own_names(asked.models)):
+        encoder = Encoder(
+            load(model, weights=weights),
+            device=_device(device),
+            batch_size=batch_size,
+            workers=workers,
+            precision=_one_of("--precision", precision, ("fp32", "bf16", "fp16")),
+            cache=None if no_cache else cache or cache_folder() / "features",
+            cache_dtype=_one_of("--cache-dtype", cache_dtype, ("fp32", "fp16")),
+        )
+        folder = out if out and len(asked.models) == 1 else out / name if out else default_out(model, name)
+        for plan in plans:
+            run_suite(
+                encoder, plan, out=folder, model_name=name, pretrained=weights.name if weights else "", again=again
+            )
+        typer.echo(str(folder / "results.jsonl"))
+        typer.echo(str(write_report(folder)))
+
+
+@app.command("table", no_args_is_help=True)
+def table(
+    places: Annotated[list[Path], typer.Argument(help="results.jsonl files, or folders with some in or below them")],
+    format: Annotated[str, typer.Option(help="md, csv or latex")] = "md",
+    metric: Annotated[str | None, typer.Option(help="instead of the main metric of each task, e.g. acc5")] = None,
+    intervals: Annotated[
+        bool, typer.Option("--intervals/--no-intervals", help="95 % intervals in md and latex")
+    ] = True,
+) -> None:
+    """Print results of many models as one table: rows are models, columns data sets, the best bold.
+
+    Example: `vlp eval table runs/out --format latex`
+    """
+    from eval.leaderboard import as_text, read_board
+
+    how = _one_of("--format", format, ("md", "csv", "latex"))
+    typer.echo(as_text(read_board(places, metric=metric), how, intervals=intervals), nl=False)
+
+
+@app.command("compare", no_args_is_help=True)
+def compare_two(
+    first: Annotated[Path, typer.Argument(help="results folder of one model, e.g. runs/out/a")],
+    second: Annotated[Path, typer.Argument(help="results folder of the other")],
+    n_boot: Annotated[int, typer.Option(help="bootstrap resamples")] = 10_000,
+) -> None:
+    """Compare two models wherever both were measured: paired bootstrap over pictures, and classes that changed most.
+
+    For arms of several seeds there is `vlp compare`.
+    """
+    from eval.differences import as_text, differences
+
+    found = list(differences(first, second, n_boot=n_boot))
+    typer.echo(as_text(found, (first.resolve().name, second.resolve().name)))
 
 
 @compare_app.command("compare", no_args_is_help=True)
@@ -91,10 +169,10 @@ def _device(device: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _precision(precision: str) -> Literal["fp32", "bf16", "fp16"]:
-    if precision not in ("fp32", "bf16", "fp16"):
-        raise ValueError(f'--precision "{precision}"; known: fp32, bf16, fp16')
-    return precision  # type: ignore[return-value]
+def _one_of(option: str, given: str, known: tuple[str, ...]) -> Any:
+    if given not in known:
+        raise ValueError(f'{option} "{given}"; known: {", ".join(known)}')
+    return given
 
 
 def main() -> None:

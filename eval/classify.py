@@ -8,6 +8,7 @@ from pydantic import Field
 
 from eval.benchmark import BenchmarkPart, Outcome
 from eval.data import locate
+from eval.hits import hits_file, picture_keys
 from eval.view import Classes, View
 from vlp.adapters.task import Task
 from vlp.adapters.zeroshot import ZeroShot
@@ -55,19 +56,19 @@ class Classification(BenchmarkPart):
             logits = classifier(inputs(rows))
             accuracy.update(logits, label)
             calibration.update(logits, label)
-        confusion = _confusion(accuracy, classes, task)
+        confusion, head = _confusion(accuracy, classes, task), getattr(classifier, "head", None)
         return Outcome(
             metrics={**accuracy.compute(), **calibration.compute()},
             n=len(classes.rows),
             counts={"images": len(classes.rows), "classes": len(task.names), "templates": len(task.templates)},
             ci95=accuracy.intervals(n_boot=self.n_boot),
             chance=accuracy.chance(),
-            head=getattr(classifier, "head", None),
+            head=head,
             templates_hash=task.templates_hash,
             classes_hash=task.names_hash,
             skips=classes.skips,
             items={"names": list(task.names), "labels": _labels(classes, len(view.image))},
-            files={"confusion.json": confusion},
+            files={"confusion.json": confusion, **_hits(view, accuracy, classes, task, head)},
             shown={row for pair in confusion["pairs"] for row in pair["examples"]},
         )
 
@@ -108,6 +109,14 @@ def _confusion(accuracy: Accuracy, classes: Classes, task: Task) -> dict[str, An
             pairs.append({"true": true, "predicted": guess, "count": count, "examples": examples})
     recall = [float(value) if support else None for value, support in zip(table.recall, table.support)]
     return {"schema": 1, "names": list(task.names), "support": table.support.tolist(), "recall": recall, "pairs": pairs}
+
+
+def _hits(view: View, accuracy: Accuracy, classes: Classes, task: Task, head: str | None) -> dict[str, Any]:
+    """Whether each picture's class was first, and among the first five."""
+    items = [task.names[label] for label in classes.label.tolist()]
+    columns = {name: hit.tolist() for name, hit in accuracy.hits().items()}
+    by = "tokens" if head == "tokens" else "global"
+    return hits_file("zeroshot", picture_keys(view, classes.rows.tolist()), items, columns, head=by)  # type: ignore[arg-type]
 
 
 def _labels(classes: Classes, count: int) -> list[int | None]:

@@ -32,6 +32,7 @@ class Record(BaseModel):
     head: str | None = None  # what scored: "global" (pooled features), "tokens", or a mixture
     templates_hash: str | None = None
     classes_hash: str | None = None
+    settings_hash: str | None = None  # of the benchmark's own settings: what `vlp eval` goes on by
     data_hash: str
     weights_hash: str
     selection: dict[str, str | int] = {"split": "none"}  # where choices were made; "none": there were none

@@ -43,6 +43,7 @@ from eval import artefacts, record
 from eval.benchmark import BenchmarkPart, Outcome
 from eval.data import open_data
 from eval.record import Record
+from eval.resume import measured, settings_hash
 from eval.view import View
 from vlp import __version__, config, dist
 from vlp.embed import Encoder
@@ -88,8 +89,11 @@ def run_suite(
     step: int | None = None,
     model_name: str = "dual",
     pretrained: str = "",
+    again: bool = True,
 ) -> list[Record]:
     """One record per benchmark, written to `out` and shown; `model` is a dual encoder or an Encoder.
+
+    again: measure also what `out` has a record of, of the same weights, settings, data and code.
 
     The data sets are all opened before the first is encoded, so that a missing one costs no time. A picture is encoded
     once, and the seconds of the first benchmark on a data set include it.
@@ -107,10 +111,19 @@ def run_suite(
     }
     records = []
     for dataset, source in opened.items():
-        view = View(encoder, source, dataset=dataset, folders=[*suite.data_folders(), Path(suite.folder), Path()])
+        folders = [*suite.data_folders(), Path(suite.folder), Path()]
         parts = [part for part in suite.benchmarks if part.dataset == dataset]
+        asked = [settings_hash(part, source, folders) for part in parts]
+        kept = None if again else measured(out, dict.fromkeys(asked, source.records.fingerprint), **provenance)
+        if kept is not None:
+            console.print(
+                f"{dataset}: measured before, in {out / 'results.jsonl'}; --again measures it anew", highlight=False
+            )
+            records += kept
+            continue
+        view = View(encoder, source, dataset=dataset, folders=folders)
         outcomes = []
-        for part in parts:
+        for part, settings in zip(parts, asked):
             began, reads = time.perf_counter(), view.label_reads.total()
             with part.prefixed(encoder):
                 outcomes.append(part.measure(view))
@@ -119,7 +132,9 @@ def run_suite(
                 "seconds": round(time.perf_counter() - began, 3),
                 "test_label_reads": view.label_reads.total() - reads,
             }
-            records.append(make_record(part, view, outcomes[-1], prefix=prefix, **spent, **provenance))
+            records.append(
+                make_record(part, view, outcomes[-1], prefix=prefix, settings_hash=settings, **spent, **provenance)
+            )
         if dist.is_main():
             for folder in dict.fromkeys(map(artefact_folder, parts)):  # what the label prefix made stands apart
                 chosen = [outcome for part, outcome in zip(parts, outcomes) if artefact_folder(part) == folder]

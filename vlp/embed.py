@@ -166,7 +166,7 @@ class Encoder:
         found = encode()
         if dist.is_main():
             self.cache.write(key, features=found.features, kept=found.kept, skips=found.skips)
-        return found
+        return found._replace(features=self.cache.as_read(found.features))
 
     def _encode_images(self, pictures: Pictures) -> Encoded:
         rows = list[Tensor]()
