@@ -13,5 +13,9 @@ BENCHMARKS = Table(
         "pointing": "eval.pointing:Pointing",
         "caption_negatives": "eval.compose:Negatives",
         "true_false": "eval.compose:TrueFalse",
+        "caption_selection": "eval.selection:Selection",
+        "winoground": "eval.winoground:Winoground",
+        "composed": "eval.composed:Composed",
+        "conditional": "eval.conditional:Conditional",
     },
 )

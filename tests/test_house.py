@@ -72,6 +72,7 @@ DOCUMENTED = {
     "tokenizer": ("docs/data.md", "Tokenizers"),
     "data tool": ("docs/data.md", "Tools"),
     "benchmark": ("docs/evaluation.md", "Benchmarks"),
+    "composer": ("docs/evaluation.md", "Composers"),
 }
 CONFIG_TYPES = {  # folder under configs/ -> what its files load into
     "train": "vlp.run:Run",
