@@ -17,5 +17,8 @@ BENCHMARKS = Table(
         "winoground": "eval.winoground:Winoground",
         "composed": "eval.composed:Composed",
         "conditional": "eval.conditional:Conditional",
+        "linear_probe": "eval.probe:LinearProbe",
+        "knn": "eval.probe:KNN",
+        "few_shot": "eval.few_shot:FewShot",
     },
 )

@@ -22,13 +22,14 @@ Task = Literal[
     "zeroshot_retrieval",
     "image_caption_selection",
     "composed_image_retrieval",
+    "conditional_image_retrieval",
     "image_association",
     "zeroshot_segmentation",
     "anomaly_detection",
 ]
 # clip_benchmark: its webdatasets. huggingface: parquet files. coop: pictures and the split files of the CoOp protocol.
-# pictures: pictures in `pictures`, `files` beside them say what is asked. own: as its authors publish it; to be made into
-# one of the others, or into shards, before it is read.
+# pictures: pictures in `pictures`, `files` beside them say what is asked. own: as its authors publish it; to be made
+# readable first.
 Layout = Literal["clip_benchmark", "huggingface", "coop", "pictures", "own"]
 HUB = "clip-benchmark"
 
@@ -49,10 +50,10 @@ class DataCompTask(Part):
 class KnownSet(Part):
     """One evaluation set as the field knows it.
 
-    test: test pictures; for tasks about pairs or queries `items` counts those. hub: the Hugging Face data set in `layout`,
-    `part` its split; mirrors: others of the same pictures, `ID` or `ID@REVISION`, each in a layout of its own. files:
-    what lies beside the pictures, with the SHA-256 where it is known. get: shell lines that fetch what has no `hub`, with
-    {folder} for where it goes.
+    test: test pictures; for tasks about pairs or queries `items` counts those. hub: the Hugging Face data set in
+    `layout`, `part` its split; mirrors: others of the same pictures, `ID` or `ID@REVISION`, each in its own layout.
+    files: what lies beside the pictures, with the SHA-256 where it is known. get: shell lines that fetch what has no
+    `hub`, with {folder} for where it goes.
     """
 
     name: str = Field(pattern=r"^[a-z0-9][A-Za-z0-9._/+-]*$")

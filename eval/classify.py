@@ -43,7 +43,7 @@ class Classification(BenchmarkPart):
 
     def measure(self, view: View) -> Outcome:
         """acc1, acc5, mean_per_class_recall and calibration."""
-        task = Task(_names(self.names, view), _templates(self.templates, view))
+        task = Task(class_names(self.names, view), class_templates(self.templates, view))
         classifier = self.adapter.fit(view.encoder, task)
         by_tokens = classifier.needs == "tokens"
         inputs: Any = view.image_tokens().rows if by_tokens else view.image.__getitem__  # before one asks for labels
@@ -73,7 +73,8 @@ class Classification(BenchmarkPart):
         )
 
 
-def _names(given: tuple[str, ...] | str | None, view: View) -> tuple[str, ...]:
+def class_names(given: tuple[str, ...] | str | None, view: View) -> tuple[str, ...]:
+    """The names given or in the file given, else those of the data set's folder."""
     if isinstance(given, str):
         return read_names(locate(given, folders=view.folders))
     names = given or view.opened.names
@@ -85,7 +86,8 @@ def _names(given: tuple[str, ...] | str | None, view: View) -> tuple[str, ...]:
     return names
 
 
-def _templates(given: tuple[str, ...] | str | None, view: View) -> tuple[str, ...]:
+def class_templates(given: tuple[str, ...] | str | None, view: View) -> tuple[str, ...]:
+    """The templates, or set or file of them, given, else those of the data set's folder, else `photo`."""
     if given is None:
         return view.opened.templates or template_set("photo")
     if isinstance(given, str):

@@ -1,7 +1,7 @@
 """Sets of the CoOp protocol (Zhou et al. 2022, arXiv 2109.01134) as people have them on disk, with its splits.
 
-Three forms: `split_zhou_*.json` with [picture, label, class name] of train, val and test; FGVC Aircraft's own lists; and
-ImageNet's folders, one a class, whose names stand in `classnames.txt`. ImageNet has no split, so "test" is its val/.
+Three forms: `split_zhou_*.json` with [picture, label, class name] of train, val and test; FGVC Aircraft's own lists;
+and ImageNet's folders, one a class, whose names stand in `classnames.txt`. ImageNet has no split: "test" is its val/.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def _zhou(file: Path, split: str) -> Listed:
     named = {label: name.replace("_", " ") for items in parts.values() for _, label, name in items}
     if sorted(named) != list(range(len(named))):
         raise DataError(f"{file}: labels are not 0 to {len(named) - 1}, each with a class name")
-    chosen = parts[split]
-    return Listed(file, [p for p, _, _ in chosen], [n for _, n, _ in chosen], tuple(named[i] for i in range(len(named))))
+    names = tuple(named[label] for label in range(len(named)))
+    return Listed(file, [path for path, _, _ in parts[split]], [label for _, label, _ in parts[split]], names)
 
 
 def _aircraft(root: Path, split: str) -> Listed:

@@ -106,7 +106,7 @@ class FewShot(Linear):
 
     def _hits(self, test: Measured, known: Known, runs: list[Run], zeroshot: LinearClassifier | None) -> Hits:
         def right(predict: Predict) -> Tensor:
-            return test.accuracy(predict, classes=len(known.classes), step=self.batch).predictions() == test.label
+            return test.accuracy(predict, classes=len(known.classes), step=self.batch).hits()["acc1"]
 
         found: Hits = {}
         for shots in self.shots:

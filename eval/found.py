@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from eval.caption_lines import with_caption_lines
 from eval.catalog import KnownSet, find
 from eval.coop import is_coop, read_coop
 from eval.layout import is_layout, read_layout, read_words
@@ -102,22 +103,26 @@ def form_of(known: KnownSet, folder: Path, split: str) -> Form | None:
 
 
 def open_set(name: str, *, folders: Sequence[Path], split: str = "test") -> SetRecords:
-    """The set's records; class names and templates from its folder, else templates from the catalogue if it has some."""
-    found = find_set(name, folders=folders, split=split)
-    opened = _open(found, split)
-    default = found.known.templates
+    """The set's records; class names and templates from its folder, else templates of the catalogue if it has some."""
+    return open_found(find_set(name, folders=folders, split=split), split)
+
+
+def open_found(found: Found, split: str) -> SetRecords:
+    """As `open_set`, of a set that was found."""
+    opened, default = _open(found, split), found.known.templates
     return opened if opened.templates or not default else opened._replace(templates=template_set(default))
 
 
 def _open(found: Found, split: str) -> SetRecords:
     if found.form == "clip_benchmark":
         layout = read_layout(found.folder, split)
-        return SetRecords(open_records({"name": "shards", "urls": layout.shards}), layout.names, layout.templates)
+        records = with_caption_lines(found.folder, open_records({"name": "shards", "urls": layout.shards}))
+        return SetRecords(records, layout.names, layout.templates)
     if found.form == "coop":
         records, names = read_coop(found.folder, pictures=found.known.pictures or ".", split=split)
         return SetRecords(records, names, None)
-    words = read_words(found.folder)
-    return SetRecords(open_records(found.source), words.names, words.templates)
+    words, records = read_words(found.folder), open_records(found.source)
+    return SetRecords(records, words.names or tuple(records.classes) or None, words.templates)
 
 
 def _lacks(known: KnownSet, folder: Path, split: str) -> str:

@@ -55,16 +55,16 @@ class Held(Probe):
         """Accuracies under the prefix, with intervals over the measured pictures."""
         test = self.measured(view, known)
         accuracy = test.accuracy(predict, classes=len(known.classes), step=self.batch)
-        hits = (accuracy.predictions() == test.label).tolist()
+        hits = {name: hit.tolist() for name, hit in accuracy.hits().items()}
 
         def prefixed(values: dict[str, Any]) -> dict[str, Any]:
             return {f"{prefix}_{key}": value for key, value in values.items()}
 
         selection = {**selection, **known.hashes}
-        facts = {"images": len(hits), "classes": len(known.classes), "train_images": len(known.train.keys)}
+        facts = {"images": len(test.label), "classes": len(known.classes), "train_images": len(known.train.keys)}
         return Outcome(
             metrics=prefixed(accuracy.compute()),
-            n=len(hits),
+            n=len(test.label),
             counts={**facts, **(counts or {})},
             ci95=prefixed(accuracy.intervals(n_boot=self.n_boot)),
             chance=prefixed(accuracy.chance()),
@@ -74,7 +74,7 @@ class Held(Probe):
             selection=selection,
             files={
                 f"{self.task}.json": {"schema": 1, "selection": selection, "tried": tried},
-                **hits_file(self.task, test.keys, ["class"] * len(hits), prefixed({"acc1": hits})),
+                **hits_file(self.task, test.keys, ["class"] * len(test.keys), prefixed(hits)),
             },
         )
 

@@ -10,17 +10,20 @@ from typing import Any
 
 from eval import record
 from eval.benchmark import BenchmarkPart
-from eval.data import Opened
 from eval.record import Record
+from eval.view import View
 
 _WORDS = (".txt", ".json", ".jsonl", ".csv", ".tsv", ".yaml")  # files whose content is part of a setting
 
 
-def settings_hash(part: BenchmarkPart, opened: Opened, folders: Sequence[Path]) -> str:
-    """16 hex digits of a benchmark's settings, the files that they name, and the class words of the data's folder."""
+def settings_hash(part: BenchmarkPart, view: View) -> str:
+    """16 hex digits of a benchmark's settings, the files that they name, the class words of the data's folder, and the
+    data that it needs besides.
+    """
     settings = part.model_dump(mode="json")
-    files = {word: _content(word, folders) for word in sorted(set(_strings(settings))) if word.endswith(_WORDS)}
-    asked = [type(part).__name__, settings, files, opened.names, opened.templates]
+    files = {word: _content(word, view.folders) for word in sorted(set(_strings(settings))) if word.endswith(_WORDS)}
+    others = [view.beside(data).opened.records.fingerprint for data in part.others()]
+    asked = [type(part).__name__, settings, files, view.opened.names, view.opened.templates, *others]
     return hashlib.sha256(json.dumps(asked, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
 
 

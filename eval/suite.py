@@ -20,6 +20,8 @@ What `run_suite(encoder, suite, out=OUT)` leaves behind, for reports, search and
       ranks_<head>.json          the same of a benchmark with that head
       alignment.json             of models trained with tokens: word-patch similarities of four pairs
       pointing.json, *_hits.json what compositional and pointing benchmarks found, item by item, for `vlp compare`
+      linear_probe.json, knn.json, few_shot.json   what probes tried on validation pictures, and what each reached
+      few_shot_draws.json        the pictures that few_shot learned from, see `vlp.probe.draw`
       confusion.json             schema 1, names, support, recall [C] (null without samples), and the most frequent
                                  mistakes, pairs: {true, predicted (classes), count, examples [image rows]}
       thumbnails/<row>.jpg       every picture row that the two files above name, longest side 160
@@ -101,7 +103,7 @@ def run_suite(
     encoder = model if isinstance(model, Encoder) else Encoder(model)
     for part in suite.benchmarks:
         part.prefixed(encoder)  # refused before anything is read
-    opened = {part.dataset: open_data(part.data, folders=suite.data_folders()) for part in suite.benchmarks}
+    views = _views(encoder, suite)
     provenance = {
         "model": model_name,
         "pretrained": pretrained,
@@ -110,18 +112,17 @@ def run_suite(
         "step": step,
     }
     records = []
-    for dataset, source in opened.items():
-        folders = [*suite.data_folders(), Path(suite.folder), Path()]
+    for dataset in list(views):
+        view = views.pop(dataset)  # what it holds goes with it
         parts = [part for part in suite.benchmarks if part.dataset == dataset]
-        asked = [settings_hash(part, source, folders) for part in parts]
-        kept = None if again else measured(out, dict.fromkeys(asked, source.records.fingerprint), **provenance)
+        asked = [settings_hash(part, view) for part in parts]
+        kept = None if again else measured(out, dict.fromkeys(asked, view.opened.records.fingerprint), **provenance)
         if kept is not None:
             console.print(
                 f"{dataset}: measured before, in {out / 'results.jsonl'}; --again measures it anew", highlight=False
             )
             records += kept
             continue
-        view = View(encoder, source, dataset=dataset, folders=folders)
         outcomes = []
         for part, settings in zip(parts, asked):
             began, reads = time.perf_counter(), view.label_reads.total()
@@ -136,14 +137,34 @@ def run_suite(
                 make_record(part, view, outcomes[-1], prefix=prefix, settings_hash=settings, **spent, **provenance)
             )
         if dist.is_main():
-            for folder in dict.fromkeys(map(artefact_folder, parts)):  # what the label prefix made stands apart
-                chosen = [outcome for part, outcome in zip(parts, outcomes) if artefact_folder(part) == folder]
-                artefacts.write(out / folder, view, parts[0].data, chosen)
-            for row in records[-len(parts) :]:
-                record.append(row, out / "results.jsonl")
+            _write(out, view, parts, outcomes, records[-len(parts) :])
     if dist.is_main():
         console.print(as_table(records, title=suite.name))
     return records
+
+
+def _views(encoder: Encoder, suite: Suite) -> dict[str, View]:
+    """Every data set, opened with what its benchmarks need beside it."""
+    views = dict[str, View]()
+    data, words = suite.data_folders(), [*suite.data_folders(), Path(suite.folder), Path()]
+    for part in suite.benchmarks:
+        if part.dataset not in views:
+            opened = open_data(part.data, folders=data)
+            views[part.dataset] = View(encoder, opened, dataset=part.dataset, folders=words)
+        for other in part.others():
+            views[part.dataset].beside(other, folders=data)
+    return views
+
+
+def _write(
+    out: Path, view: View, parts: Sequence[BenchmarkPart], outcomes: Sequence[Outcome], records: Sequence[Record]
+) -> None:
+    """The files and lines of one data set; what the label prefix made stands apart."""
+    for folder in dict.fromkeys(map(artefact_folder, parts)):
+        chosen = [outcome for part, outcome in zip(parts, outcomes) if artefact_folder(part) == folder]
+        artefacts.write(out / folder, view, parts[0].data, chosen)
+    for row in records:
+        record.append(row, out / "results.jsonl")
 
 
 def artefact_folder(part: BenchmarkPart) -> str:
@@ -165,6 +186,7 @@ def make_record(part: BenchmarkPart, view: View, outcome: Outcome, **provenance:
         chance=outcome.chance,
         contains_chance=outcome.contains_chance(),
         head=outcome.head,
+        selection=outcome.selection,
         templates_hash=outcome.templates_hash,
         classes_hash=outcome.classes_hash,
         data_hash=view.opened.records.fingerprint,

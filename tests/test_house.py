@@ -30,7 +30,7 @@ Tree = Mapping[str, str]  # path relative to the root, with "/" -> text
 LAYERS = {
     **dict.fromkeys(("vlp.types", "vlp.registry", "vlp.dist", "vlp.duration"), 0),
     **dict.fromkeys(("vlp.config", "vlp.log", "vlp.checkpoint", "vlp.text", "vlp.kernels", "vlp.metrics"), 1),
-    **dict.fromkeys(("vlp.losses", "vlp.data", "vlp.optim"), 2),
+    **dict.fromkeys(("vlp.losses", "vlp.data", "vlp.optim", "vlp.probe"), 2),
     **dict.fromkeys(("vlp.models", "vlp.gradcache", "vlp.guards", "vlp.requeue", "vlp.report"), 3),
     **dict.fromkeys(("vlp.feature_cache", "vlp.pictures", "vlp.progress", "vlp.token_store", "vlp.token_scores"), 3),
     **dict.fromkeys(("vlp.embed", "vlp.trained"), 4),
