@@ -13,6 +13,7 @@ BENCHMARKS = Table(
         "pointing": "eval.pointing:Pointing",
         "caption_negatives": "eval.compose:Negatives",
         "true_false": "eval.compose:TrueFalse",
+        "corruptions": "eval.corruption:Corruptions",
         "caption_selection": "eval.selection:Selection",
         "winoground": "eval.winoground:Winoground",
         "composed": "eval.composed:Composed",

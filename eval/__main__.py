@@ -34,8 +34,8 @@ def evaluate(
     words: Annotated[
         list[str],
         typer.Argument(
-            metavar="MODEL... SUITE.yaml... [KEY=VALUE...]",
-            help="run folders, model folders, Hugging Face folders or open_clip names; suites; key=value of the suites",
+            metavar="MODEL... SUITE.yaml|PICTURES... [KEY=VALUE...]",
+            help="run, model or Hugging Face folders, open_clip names; suites or folders of pictures; key=value",
         ),
     ],
     set_: Annotated[list[str] | None, typer.Option("--set", help="the same as an override, key=value")] = None,
@@ -62,7 +62,7 @@ def evaluate(
 
     Example: `vlp eval runs/out/a runs/out/b configs/eval/scenes.yaml data=FOLDER`
     """
-    from eval.suite import load_suite, run_suite
+    from eval.suite import run_suite
     from eval.words import own_names, sort_words
     from vlp.data.index import cache_folder
     from vlp.embed import Encoder
@@ -72,7 +72,7 @@ def evaluate(
     asked = sort_words(words)
     if weights and len(asked.models) > 1:
         raise ValueError(f"--weights is of one open_clip name, and {len(asked.models)} models were given")
-    plans = [load_suite(suite, [*asked.overrides, *(set_ or [])]) for suite in asked.suites]
+    plans = asked.plans(set_ or [])
     for model, name in zip(asked.models, own_names(asked.models)):
         encoder = Encoder(
             load(model, weights=weights),
@@ -84,10 +84,9 @@ def evaluate(
             cache_dtype=_one_of("--cache-dtype", cache_dtype, ("fp32", "fp16")),
         )
         folder = out if out and len(asked.models) == 1 else out / name if out else default_out(model, name)
+        of_weights = weights.name if weights else ""
         for plan in plans:
-            run_suite(
-                encoder, plan, out=folder, model_name=name, pretrained=weights.name if weights else "", again=again
-            )
+            run_suite(encoder, plan, out=folder, model_name=name, pretrained=of_weights, again=again)
         typer.echo(str(folder / "results.jsonl"))
         typer.echo(str(write_report(folder)))
 

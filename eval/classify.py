@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from eval.benchmark import BenchmarkPart, Outcome
-from eval.data import locate
+from eval.data import locate, located
 from eval.hits import hits_file, picture_keys
 from eval.view import Classes, View
 from vlp.adapters.task import Task
@@ -15,6 +15,7 @@ from vlp.adapters.zeroshot import ZeroShot
 from vlp.data.stages import Labels
 from vlp.metrics.accuracy import Accuracy
 from vlp.metrics.calibration import Calibration
+from vlp.metrics.interval import of_means
 from vlp.registry import Named
 from vlp.text.templates import checked, read_names, read_templates, template_set
 
@@ -44,7 +45,7 @@ class Classification(BenchmarkPart):
     def measure(self, view: View) -> Outcome:
         """acc1, acc5, mean_per_class_recall and calibration."""
         task = Task(class_names(self.names, view), class_templates(self.templates, view))
-        classifier = self.adapter.fit(view.encoder, task)
+        classifier = located(self.adapter, view.folders).fit(view.encoder, task)
         by_tokens = classifier.needs == "tokens"
         inputs: Any = view.image_tokens().rows if by_tokens else view.image.__getitem__  # before one asks for labels
         # a set with repeated class names can only have indices as labels
@@ -57,7 +58,7 @@ class Classification(BenchmarkPart):
             accuracy.update(logits, label)
             calibration.update(logits, label)
         confusion, head = _confusion(accuracy, classes, task), getattr(classifier, "head", None)
-        return Outcome(
+        found = Outcome(
             metrics={**accuracy.compute(), **calibration.compute()},
             n=len(classes.rows),
             counts={"images": len(classes.rows), "classes": len(task.names), "templates": len(task.templates)},
@@ -71,6 +72,19 @@ class Classification(BenchmarkPart):
             files={"confusion.json": confusion, **_hits(view, accuracy, classes, task, head)},
             shown={row for pair in confusion["pairs"] for row in pair["examples"]},
         )
+        return _with_distance(found, classifier, accuracy, classes, self.n_boot)
+
+
+def _with_distance(found: Outcome, classifier: Any, accuracy: Accuracy, classes: Classes, n_boot: int) -> Outcome:
+    """With mean_squared_distance where the classifier knows how far labels are from each other (Loki)."""
+    squared = getattr(classifier, "squared", None)
+    if squared is not None:
+        each = squared[classes.label, accuracy.predictions()].double()
+        found.metrics["mean_squared_distance"] = float(each.mean())
+        found.ci95["mean_squared_distance"] = of_means(each[:, None], n_boot=n_boot)[0]
+        found.chance["mean_squared_distance"] = float(squared[classes.label].double().mean())
+        found.lower_is_better |= {"mean_squared_distance"}
+    return found
 
 
 def class_names(given: tuple[str, ...] | str | None, view: View) -> tuple[str, ...]:

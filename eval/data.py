@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 from pydantic import BeforeValidator, Field, model_validator
 
-from eval.layout import is_layout, read_layout, read_words
+from eval.layout import CLASSES, is_layout, read_layout, read_words
+from vlp.data.hub import HuggingFace
 from vlp.data.schema import DataError
 from vlp.data.sources import Records, Selected, Source, open_records
 from vlp.registry import Named, Part
@@ -74,10 +75,28 @@ def _open_source(data: Data, folders: Sequence[Path]) -> Opened:
     """Any source of vlp.data; shards are looked for where paths are."""
     source = data.source
     assert source is not None
-    urls = getattr(source, "urls", None)
-    if isinstance(urls, str):
-        source = source.model_copy(update={"urls": locate(urls, folders=folders, made_by=data.made_by)})
-    return Opened(open_records(source))
+    for field in ("urls", "path"):
+        place = getattr(source, field, None)
+        if isinstance(place, str) and not isinstance(source, HuggingFace):  # whose path may be an id on the hub
+            source = source.model_copy(update={field: locate(place, folders=folders, made_by=data.made_by)})
+    records = open_records(source)
+    return Opened(records, _names_of_folders(records, Path(getattr(source, "path", ""))))
+
+
+def _names_of_folders(records: Records, root: Path) -> tuple[str, ...] | None:
+    """Class names of pictures in class folders: the folder's classnames.txt, else the folders' names as words."""
+    folders = getattr(records, "classes", None)
+    if folders is None:
+        return None
+    given = read_words(root).names
+    if given is None:
+        return tuple(" ".join(name.replace("_", " ").split()) for name in folders)
+    if len(given) != len(folders):
+        raise DataError(
+            f"{root / CLASSES} has {len(given)} names and there are {len(folders)} class folders: one line a folder, "
+            f"in alphabetical order ({', '.join(folders[:3])} ...)"
+        )
+    return given
 
 
 def _open_path(path: str, data: Data, folders: Sequence[Path]) -> Opened:
@@ -101,6 +120,18 @@ def locate(path: str, *, folders: Sequence[Path], made_by: str | None = None) ->
     tried = "\n".join(f"  {place}" for place in dict.fromkeys(places))
     remedy = f"\nmake it with: {made_by}" if made_by else '\nset another place with "data=FOLDER"'
     raise DataError(f'no data at "{path}" (in {Path.cwd()}); looked at\n{tried}{remedy}')
+
+
+def located(part: Any, folders: Sequence[Path]) -> Any:
+    """The part with every file that its fields name found from these folders, also those of a part that it wraps."""
+    changes: dict[str, Any] = {}
+    for name in type(part).model_fields:
+        value = getattr(part, name)
+        if isinstance(value, str) and value.endswith((".json", ".txt")):
+            changes[name] = locate(value, folders=folders)
+        elif isinstance(value, Part):
+            changes[name] = located(value, folders)
+    return part.model_copy(update=changes)
 
 
 def _matches(pattern: Path) -> bool:

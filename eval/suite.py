@@ -22,6 +22,9 @@ What `run_suite(encoder, suite, out=OUT)` leaves behind, for reports, search and
       pointing.json, *_hits.json what compositional and pointing benchmarks found, item by item, for `vlp compare`
       linear_probe.json, knn.json, few_shot.json   what probes tried on validation pictures, and what each reached
       few_shot_draws.json        the pictures that few_shot learned from, see `vlp.probe.draw`
+      caption_selection.json     accuracy and items by group
+      corruptions.json           schema 1, severities, clean, accuracy {corruption: [by severity]}, sheet_row, sheet (base64
+                                 PNG); corruptions_tokens.json where tokens score
       confusion.json             schema 1, names, support, recall [C] (null without samples), and the most frequent
                                  mistakes, pairs: {true, predicted (classes), count, examples [image rows]}
       thumbnails/<row>.jpg       every picture row that the two files above name, longest side 160
