@@ -91,6 +91,22 @@ def evaluate(
         typer.echo(str(write_report(folder)))
 
 
+@app.command("check", no_args_is_help=True)
+def check(
+    words: Annotated[
+        list[str],
+        typer.Argument(metavar="SUITE.yaml|NAME... [data=FOLDER]", help="suites, or names of known sets, e.g. imagenet1k"),
+    ],
+) -> None:
+    """Say what of a suite's data is there, and how to get what is not; leaves with 1 if anything is missing.
+
+    Example: `vlp eval check configs/eval/vtab+.yaml data=FOLDER`
+    """
+    from eval.check import run_check
+
+    raise typer.Exit(run_check(words))
+
+
 @app.command("table", no_args_is_help=True)
 def table(
     places: Annotated[list[Path], typer.Argument(help="results.jsonl files, or folders with some in or below them")],

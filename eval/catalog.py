@@ -64,6 +64,7 @@ class KnownSet(Part):
     test: int | None = Field(None, ge=1)
     items: int | None = Field(None, ge=1)
     classes: int | None = Field(None, ge=2)
+    blank: tuple[int, ...] = ()  # classes whose published name is empty; elsewhere that is a fault
     languages: tuple[str, ...] = ("en",)
     templates: str | None = None  # a template set for a folder that brings none
     aliases: dict[str, str] = {}  # project -> its name there

@@ -49,7 +49,7 @@ class Classification(BenchmarkPart):
         by_tokens = classifier.needs == "tokens"
         inputs: Any = view.image_tokens().rows if by_tokens else view.image.__getitem__  # before one asks for labels
         # a set with repeated class names can only have indices as labels
-        known = tuple(task.names) if len(set(task.names)) == len(task.names) else ()
+        known = tuple(task.names) if len(set(task.names)) == len(task.names) and all(task.names) else ()
         classes = view.labels(Labels(field=self.label, classes=known), purpose="scoring")
         accuracy, calibration = Accuracy(len(task.names)), Calibration(self.bins)
         step = min(self.batch, TOKEN_BATCH) if by_tokens else self.batch

@@ -59,21 +59,22 @@ def places(known: KnownSet, folders: Sequence[Path]) -> list[Path]:
 def find_set(name: str, *, folders: Sequence[Path], split: str = "test") -> Found:
     """The set where it was found first; DataError with every place looked at, and how to get it."""
     known = find(name)
-    tried = places(known, folders)
-    for place in tried:
+    for place in places(known, folders):
         form = form_of(known, place, split)
         if form is not None:
             return Found(known, place, form)
-    raise DataError(absent(known, tried, split, folders[0] if folders else Path()))
+    raise DataError(absent(known, folders, split))
 
 
-def absent(known: KnownSet, tried: Sequence[Path], split: str, folder: Path) -> str:
+def absent(known: KnownSet, folders: Sequence[Path], split: str) -> str:
     """The message for a set that is nowhere: the places, what is wrong with those that are there, and the remedy."""
+    names = ",".join(known.folders())
     lines = [f'no evaluation set "{known.name}" (in {Path.cwd()}); looked at']
-    for place in tried:
-        there = f" is there, but not in a form that can be read{_lacks(known, place, split)}" if place.is_dir() else ""
-        lines.append(f"  {place}{there}")
-    return "\n".join([*lines, *remedy(known, folder), 'or set another place with "data=FOLDER"'])
+    lines += [f"  {folder}/{{{names}}}" for folder in dict.fromkeys(folders)]
+    for place in places(known, folders):
+        if place.is_dir():
+            lines.append(f"{place} is there, but not in a form that can be read{_lacks(known, place, split)}")
+    return "\n".join([*lines, *remedy(known, folders[0]), 'or set another place with "data=FOLDER"'])
 
 
 def remedy(known: KnownSet, folder: Path) -> list[str]:
@@ -115,13 +116,13 @@ def open_found(found: Found, split: str) -> SetRecords:
 
 def _open(found: Found, split: str) -> SetRecords:
     if found.form == "clip_benchmark":
-        layout = read_layout(found.folder, split)
+        layout = read_layout(found.folder, split, blank=found.known.blank)
         records = with_caption_lines(found.folder, open_records({"name": "shards", "urls": layout.shards}))
         return SetRecords(records, layout.names, layout.templates)
     if found.form == "coop":
         records, names = read_coop(found.folder, pictures=found.known.pictures or ".", split=split)
         return SetRecords(records, names, None)
-    words, records = read_words(found.folder), open_records(found.source)
+    words, records = read_words(found.folder, blank=found.known.blank), open_records(found.source)
     return SetRecords(records, words.names or tuple(records.classes) or None, words.templates)
 
 

@@ -142,7 +142,7 @@ def run_suite(
         if dist.is_main():
             _write(out, view, parts, outcomes, records[-len(parts) :])
     if dist.is_main():
-        console.print(as_table(records, title=suite.name))
+        console.print(as_table(records, title=suite.name), width=max(console.width, 100))
     return records
 
 
