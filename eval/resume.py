@@ -41,7 +41,8 @@ def measured(out: Path, settings: Mapping[str, str], **provenance: Any) -> list[
     found = {
         row.settings_hash: row
         for row in record.read(file)
-        if row.settings_hash in settings
+        if row.settings_hash is not None
+        and row.settings_hash in settings
         and row.data_hash == settings[row.settings_hash]
         and all(getattr(row, key) == value for key, value in wanted.items())
         and row.artefacts is not None

@@ -55,6 +55,7 @@ from vlp.embed import Encoder
 from vlp.log import console, host_facts
 from vlp.registry import Named, Part
 
+WIDTH = 110  # of a table that goes into a file: what a terminal would cut is whole there
 BenchmarkField = Annotated[BenchmarkPart, Named("eval:BENCHMARKS")]
 
 
@@ -142,7 +143,7 @@ def run_suite(
         if dist.is_main():
             _write(out, view, parts, outcomes, records[-len(parts) :])
     if dist.is_main():
-        console.print(as_table(records, title=suite.name), width=max(console.width, 100))
+        console.print(as_table(records, title=suite.name), width=None if console.is_terminal else WIDTH)
     return records
 
 
