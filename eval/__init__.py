@@ -9,6 +9,9 @@ BENCHMARKS = Table(
     {
         "zeroshot": "eval.classify:Classification",
         "retrieval": "eval.retrieve:Retrieval",
+        "multilabel": "eval.multilabel:MultiLabel",
+        "label_retrieval": "eval.identity:LabelRetrieval",
+        "anomaly": "eval.anomaly:Anomaly",
         "health": "eval.health:Health",
         "pointing": "eval.pointing:Pointing",
         "caption_negatives": "eval.compose:Negatives",

@@ -115,15 +115,35 @@ def table(
     intervals: Annotated[
         bool, typer.Option("--intervals/--no-intervals", help="95 % intervals in md and latex")
     ] = True,
+    shift: Annotated[
+        str | None,
+        typer.Option(help="effective robustness: ORIGINAL:SHIFTED,..., e.g. imagenet1k:imagenetv2,imagenet_sketch"),
+    ] = None,
+    baseline: Annotated[
+        list[str] | None, typer.Option(help="with --shift: model of the line, or a pattern of names; once for each")
+    ] = None,
 ) -> None:
     """Print results of many models as one table: rows are models, columns data sets, the best bold.
+
+    With --shift instead: how far the accuracy on each shifted set lies above the line of the --baseline models.
 
     Example: `vlp eval table runs/out --format latex`
     """
     from eval.leaderboard import as_text, read_board
+    from eval.shifts import as_text as shift_text
+    from eval.shifts import parse_shift, robustness
 
     how = _one_of("--format", format, ("md", "csv", "latex"))
-    typer.echo(as_text(read_board(places, metric=metric), how, intervals=intervals), nl=False)
+    board = read_board(places, metric=metric)
+    if shift is None:
+        if baseline:
+            raise ValueError("--baseline: models of the line of --shift ORIGINAL:SHIFTED,..., which was not given")
+        typer.echo(as_text(board, how, intervals=intervals), nl=False)
+        return
+    found = robustness(board, parse_shift(shift), baseline or ())
+    typer.echo(shift_text(board, found, how, intervals=intervals), nl=False)
+    for note in (line for effect in found for line in effect.notes()):
+        typer.echo(note, err=True)
 
 
 @app.command("compare", no_args_is_help=True)

@@ -16,13 +16,15 @@ Format = Literal["md", "csv", "latex"]
 # What a task is ranked by, CLIP_benchmark's and DataComp's choice where they have one
 MAIN = {
     "zeroshot_classification": "acc1",
-    "zeroshot_multilabel_classification": "mean_average_precision",
     "zeroshot_retrieval": "image_retrieval_recall@5",
     "zeroshot_segmentation": "mean_iou",
     "linear_probe": "lp_acc1",
     "knn": "knn_acc1",
 }
-_OTHERS = ("acc", "accuracy", "acc1", "recall@1", "auroc")
+_OTHERS = (
+    *("acc", "accuracy", "acc1", "mean_average_precision", "recall@1", "auroc", "image_auroc"),
+    *("text_to_image_mAP", "class_to_image_mAP", "image_to_image_mAP"),
+)
 
 
 class Column(NamedTuple):
@@ -90,6 +92,11 @@ def as_text(board: Board, how: Format, *, intervals: bool = True) -> str:
     for row, model in zip(rows, board.models):
         average = board.average(model)
         row.append("-" if average is None else f"{100 * average:.1f}")
+    return laid_out(head, rows, how)
+
+
+def laid_out(head: Sequence[str], rows: Sequence[Sequence[str]], how: Format) -> str:
+    """A table in a format; the first column holds names, the others numbers."""
     if how == "csv":
         out = io.StringIO()
         csv.writer(out, lineterminator="\n").writerows([head, *rows])

@@ -27,6 +27,14 @@ What `run_suite(encoder, suite, out=OUT)` leaves behind, for reports, search and
                                  PNG); corruptions_tokens.json where tokens score
       confusion.json             schema 1, names, support, recall [C] (null without samples), and the most frequent
                                  mistakes, pairs: {true, predicted (classes), count, examples [image rows]}
+      multilabel.json            schema 1, names, support, average_precision [C] (null without samples), and the worst
+                                 classes, worst: {class, average_precision, missed, false [image rows]}
+      label_retrieval.json       schema 1, k, num_images, num_texts, and examples by kind of query (text_to_image,
+                                 class_to_image, image_to_image): {query (row of the picture that asks, or null), text,
+                                 label, image (row of the best right one), rank, found, scores, correct}
+      anomaly.json               schema 1, grid (rows, columns of a map, or null), rows, objects, anomalous, scores [n],
+                                 examples: {row, object, anomalous, score, map [patches] or null};
+                                 anomaly_reference.json with `normal`
       thumbnails/<row>.jpg       every picture row that the two files above name, longest side 160
 
 Rows count the pictures that could be read; the others are counted by reason in the record's `skips`.

@@ -8,6 +8,7 @@ Letters: n pictures, B of a batch, K cells of scores in rising order, R resample
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -57,10 +58,13 @@ class AnomalyDetection:
 
         How many there are of each is the test set's choice, on which average precision and F1 depend.
         """
-        if not self._scores:
-            return {}
-        every = resamples(torch.cat(self._anomalous).long(), n_boot=n_boot, seed=seed)
-        return percentiles_of(self._resampled(times) for times in every)
+        return percentiles_of(self.draws(n_boot=n_boot, seed=seed))
+
+    def draws(self, *, n_boot: int = 1000, seed: int = 0) -> Iterator[dict[str, Float[Tensor, "R"]]]:
+        """Every number of resampled pictures, some resamples at a time."""
+        if self._scores:
+            for times in resamples(torch.cat(self._anomalous).long(), n_boot=n_boot, seed=seed):
+                yield self._resampled(times)
 
     def chance(self) -> dict[str, float]:
         """What random scores reach; for the best F1 in the limit of many pictures, where flagging all is best."""
@@ -136,8 +140,12 @@ class AnomalyLocalization:
         With more than 1024 different anomalous scores, resamples look at 1024 thresholds, an equal number of anomalous
         pixels from one to the next.
         """
+        return percentiles_of(self.draws(n_boot=n_boot, seed=seed))
+
+    def draws(self, *, n_boot: int = 1000, seed: int = 0) -> Iterator[dict[str, Float[Tensor, "R"]]]:
+        """Every number of resampled pictures, some resamples at a time."""
         if not self._pictures:
-            return {}
+            return
         self._check()
         found = torch.cat([p.anomalous for p in self._pictures]).sort().values
         edges = found.unique()
@@ -147,9 +155,9 @@ class AnomalyLocalization:
         for picture, row in zip(self._pictures, counts):
             _add(picture, edges, row)
         regions = torch.tensor([p.regions for p in self._pictures])
-        draws = (times.double() for times in resamples((regions > 0).long(), n_boot=n_boot, seed=seed))
         each = counts.transpose(0, 1)  # [3, n, K]
-        return percentiles_of(self._numbers(times @ each, times @ regions.double()) for times in draws)
+        for times in resamples((regions > 0).long(), n_boot=n_boot, seed=seed):
+            yield self._numbers(times.double() @ each, times.double() @ regions.double())
 
     def chance(self) -> dict[str, float]:
         """What random scores reach; per-region overlap then equals the share of normal pixels flagged."""

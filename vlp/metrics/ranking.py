@@ -35,23 +35,30 @@ def label_ranks(
     gallery_label: Int[Tensor, "M"],
     *,
     precision_at: Sequence[int] = (5, 10, 100),
+    own: Int[Tensor, "Q"] | None = None,
     block: int = 256,
 ) -> LabelRanks:
     """Places of the answers with the query's label (identity, class), from all scores of `block` queries at a time.
 
     In fp64, where a wrong answer within 1e-6 of a right one counts as ahead of it, as in `recall.retrieval_ranks`, and
-    so does one whose score is not a number. Depths beyond the gallery see all of it.
+    so does one whose score is not a number. Depths beyond the gallery see all of it. `own`: the place in the gallery of
+    each query itself, which is then no answer to it, right or wrong.
     """
     if len(query) != len(query_label) or len(gallery) != len(gallery_label):
         raise ValueError(
             f"{len(query)} queries with {len(query_label)} labels, gallery of {len(gallery)} with "
             f"{len(gallery_label)} labels: every feature needs one label"
         )
-    if not len(gallery):
+    if len(gallery) <= (own is not None):
         raise ValueError("the gallery is empty, so that no query can be ranked; check which split was opened")
-    known = gallery.double()
-    parts = zip(query.split(block), query_label.split(block))
-    ranked = [_ranks(part.double() @ known.T, label[:, None] == gallery_label, precision_at) for part, label in parts]
+    known, ranked = gallery.double(), []
+    for start in range(0, max(1, len(query)), block):
+        rows = slice(start, start + block)
+        scores, right = query[rows].double() @ known.T, query_label[rows, None] == gallery_label
+        if own is not None:
+            others = torch.ones_like(right).scatter_(1, own[rows, None], False)
+            scores, right = (values[others].view(len(values), -1) for values in (scores, right))
+        ranked.append(_ranks(scores, right, precision_at))
     return LabelRanks(*(torch.cat(column) for column in zip(*ranked)))
 
 
