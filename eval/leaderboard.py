@@ -18,6 +18,7 @@ MAIN = {
     "zeroshot_classification": "acc1",
     "zeroshot_retrieval": "image_retrieval_recall@5",
     "zeroshot_segmentation": "mean_iou",
+    "zeroshot_segmentation_reco": "mean_iou",
     "linear_probe": "lp_acc1",
     "knn": "knn_acc1",
 }

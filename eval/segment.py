@@ -155,18 +155,13 @@ class Segmented(BenchmarkPart):
             n += 1
             overlays.add(picture.row, picture.truth, predicted)
         metrics = state.compute()
-        counts = {
-            "images": n,
-            "classes": len(words.names),
-            "templates": len(words.templates),
-            "pixels_ignored": ignored,
-        }
+        counts = {"images": n, "classes": len(words.names), "templates": len(words.templates)}
         if not metrics:
             raise DataError(f"{view.dataset}: no pixel has a class in {self.masks.member}: {dict(skips)}")
         return Outcome(
             metrics=metrics,
             n=n,
-            counts=counts,
+            counts=counts | {"pixels_ignored": ignored},
             ci95=state.intervals(n_boot=self.n_boot),
             chance=state.chance(),
             head=self.how,

@@ -25,6 +25,8 @@ What `run_suite(encoder, suite, out=OUT)` leaves behind, for reports, search and
       caption_selection.json     accuracy and items by group
       corruptions.json           schema 1, severities, clean, accuracy {corruption: [by severity]}, sheet_row, sheet (base64
                                  PNG); corruptions_tokens.json where tokens score
+      segmentation*.json         schema 1, name, iou and pixels by class, overlays [{row, pixel_accuracy, legend, png}]
+      prompting_patch.json       threshold, what validation reached, keys and iou by region, histograms of cosines
       confusion.json             schema 1, names, support, recall [C] (null without samples), and the most frequent
                                  mistakes, pairs: {true, predicted (classes), count, examples [image rows]}
       multilabel.json            schema 1, names, support, average_precision [C] (null without samples), and the worst
