@@ -28,6 +28,7 @@ from vlp.data.schema import DataError
 from vlp.embed import Encoder
 from vlp.models import pretrained
 from vlp.registry import Part
+from vlp.report.bars import wilson
 
 KINDS = ("exact", "re-encoded", "crop", "embedding")  # the strongest first
 EMBEDDING = "embedding"
@@ -114,16 +115,6 @@ class Report:
         self.skips += looked.skips
         self.flat += looked.flat
         self.not_compared += looked.left_out
-
-
-def wilson(hits: int, count: int, *, z: float = 1.959964) -> tuple[float, float]:
-    """Interval of a share at 95 % (Wilson 1927): unlike a bootstrap it has a width also for no hits at all."""
-    if count == 0:
-        return math.nan, math.nan
-    share, spread = hits / count, z * z / count
-    middle = (share + spread / 2) / (1 + spread)
-    half = math.sqrt(share * (1 - share) * spread + spread * spread / 4) / (1 + spread)
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def find_leaks(train: Iterable[Path | str], settings: Contamination, *, cache: Path) -> Report:

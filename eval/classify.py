@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
+from torch import Tensor
 
 from eval.benchmark import BenchmarkPart, Outcome
 from eval.data import locate, located
+from eval.heads import Head, file_name
 from eval.hits import hits_file, picture_keys
 from eval.view import Classes, View
 from vlp.adapters.task import Task
@@ -21,7 +24,7 @@ from vlp.text.templates import checked, read_names, read_templates, template_set
 
 AdapterPart = Annotated[Any, Named("vlp.adapters:ADAPTERS")]
 TOKEN_BATCH = 256  # pictures whose tokens are scored at once, since they take so much more room
-SHOWN_PAIRS, SHOWN_EXAMPLES = 20, 4
+SHOWN_PAIRS, SHOWN_CLASSES, SHOWN_EXAMPLES = 20, 5, 4
 
 
 class Classification(BenchmarkPart):
@@ -58,6 +61,7 @@ class Classification(BenchmarkPart):
             accuracy.update(logits, label)
             calibration.update(logits, label)
         confusion, head = _confusion(accuracy, classes, task), getattr(classifier, "head", None)
+        by: Head = "tokens" if head == "tokens" else "global"
         found = Outcome(
             metrics={**accuracy.compute(), **calibration.compute()},
             n=len(classes.rows),
@@ -69,8 +73,12 @@ class Classification(BenchmarkPart):
             classes_hash=task.names_hash,
             skips=classes.skips,
             items={"names": list(task.names), "labels": _labels(classes, len(view.image))},
-            files={"confusion.json": confusion, **_hits(view, accuracy, classes, task, head)},
-            shown={row for pair in confusion["pairs"] for row in pair["examples"]},
+            files={
+                file_name("confusion", by): confusion,
+                file_name("reliability", by): _reliability(calibration),
+                **_hits(view, accuracy, classes, task, by),
+            },
+            shown=_shown(confusion),
         )
         return _with_distance(found, classifier, accuracy, classes, self.n_boot)
 
@@ -124,15 +132,46 @@ def _confusion(accuracy: Accuracy, classes: Classes, task: Task) -> dict[str, An
             examples = rows[:SHOWN_EXAMPLES].tolist()
             pairs.append({"true": true, "predicted": guess, "count": count, "examples": examples})
     recall = [float(value) if support else None for value, support in zip(table.recall, table.support)]
-    return {"schema": 1, "names": list(task.names), "support": table.support.tolist(), "recall": recall, "pairs": pairs}
+    found = {"names": list(task.names), "support": table.support.tolist(), "recall": recall, "pairs": pairs}
+    return {"schema": 1, **found, **_extremes(recall, predicted, classes)}
 
 
-def _hits(view: View, accuracy: Accuracy, classes: Classes, task: Task, head: str | None) -> dict[str, Any]:
+def _extremes(recall: list[float | None], predicted: Tensor, classes: Classes) -> dict[str, list[dict[str, Any]]]:
+    """The classes found worst, with pictures taken for others, and best, with pictures that were found; none twice."""
+    known = sorted((value, place) for place, value in enumerate(recall) if value is not None)
+    worst = [place for value, place in known if value < 1][:SHOWN_CLASSES]
+    best = [place for value, place in known[::-1] if value > 0 and place not in worst][:SHOWN_CLASSES]
+
+    def pictures(place: int, *, found: bool) -> dict[str, Any]:
+        chosen = (classes.label == place) & ((predicted == place) == found)
+        places = chosen.nonzero().flatten()[:SHOWN_EXAMPLES].tolist()
+        examples = [{"row": int(classes.rows[one]), "predicted": int(predicted[one])} for one in places]
+        return {"class": place, "examples": examples}
+
+    return {
+        "worst": [pictures(place, found=False) for place in worst],
+        "best": [pictures(place, found=True) for place in best],
+    }
+
+
+def _shown(confusion: dict[str, Any]) -> set[int]:
+    mixed = {row for pair in confusion["pairs"] for row in pair["examples"]}
+    return mixed | {one["row"] for key in ("worst", "best") for each in confusion[key] for one in each["examples"]}
+
+
+def _reliability(calibration: Calibration) -> dict[str, Any]:
+    """The bins of the top probability; null where a bin is empty."""
+    table = calibration.table()
+    means = {"confidence": table.confidence, "accuracy": table.accuracy}
+    columns = {name: [None if math.isnan(one) else one for one in column.tolist()] for name, column in means.items()}
+    return {"schema": 1, "bins": calibration.bins, "count": table.samples.tolist(), **columns}
+
+
+def _hits(view: View, accuracy: Accuracy, classes: Classes, task: Task, head: Head) -> dict[str, Any]:
     """Whether each picture's class was first, and among the first five."""
     items = [task.names[label] for label in classes.label.tolist()]
     columns = {name: hit.tolist() for name, hit in accuracy.hits().items()}
-    by = "tokens" if head == "tokens" else "global"
-    return hits_file("zeroshot", picture_keys(view, classes.rows.tolist()), items, columns, head=by)  # type: ignore[arg-type]
+    return hits_file("zeroshot", picture_keys(view, classes.rows.tolist()), items, columns, head=head)
 
 
 def _labels(classes: Classes, count: int) -> list[int | None]:

@@ -11,21 +11,9 @@ from typing import Literal, NamedTuple
 from eval import record
 from eval.record import Record
 from vlp.registry import nearest
+from vlp.report.ranked import main_metric
 
 Format = Literal["md", "csv", "latex"]
-# What a task is ranked by, CLIP_benchmark's and DataComp's choice where they have one
-MAIN = {
-    "zeroshot_classification": "acc1",
-    "zeroshot_retrieval": "image_retrieval_recall@5",
-    "zeroshot_segmentation": "mean_iou",
-    "zeroshot_segmentation_reco": "mean_iou",
-    "linear_probe": "lp_acc1",
-    "knn": "knn_acc1",
-}
-_OTHERS = (
-    *("acc", "accuracy", "acc1", "mean_average_precision", "recall@1", "auroc", "image_auroc"),
-    *("text_to_image_mAP", "class_to_image_mAP", "image_to_image_mAP"),
-)
 
 
 class Column(NamedTuple):
@@ -65,7 +53,7 @@ def read_board(places: Sequence[Path], *, metric: str | None = None) -> Board:
     cells: dict[tuple[str, Column], Record] = {}
     for row in records:
         how = " ".join(filter(None, (row.language if row.language != "en" else "", _head(row), _prefix(row))))
-        name = metric if metric in row.metrics else None if metric else main_metric(row)
+        name = metric if metric in row.metrics else None if metric else main_metric(row.task, row.metrics)
         if name is not None:
             model = f"{row.model} {row.pretrained}".strip()
             cells[model, Column(row.dataset, row.task, how, name)] = row
@@ -75,13 +63,6 @@ def read_board(places: Sequence[Path], *, metric: str | None = None) -> Board:
     models, columns = (list(dict.fromkeys(part)) for part in zip(*cells))
     board = Board(models, columns, cells)
     return board._replace(models=sorted(models, key=lambda name: -(board.average(name) or -1.0)))
-
-
-def main_metric(row: Record) -> str | None:
-    """The metric that a record is ranked by; None for a task without one."""
-    if (name := MAIN.get(row.task)) in row.metrics:
-        return name
-    return next((name for name in _OTHERS if name in row.metrics), None)
 
 
 def as_text(board: Board, how: Format, *, intervals: bool = True) -> str:

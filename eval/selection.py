@@ -18,6 +18,7 @@ from eval.benchmark import BenchmarkPart, Outcome
 from eval.heads import Head, file_name
 from eval.hits import Column, hits_file, picture_keys
 from eval.listed import Box, Cutter, Files, Names, cut_out, read_box, read_items
+from eval.mistakes import Mistake, add_mistakes
 from eval.score import scores
 from eval.two_stage import TOKEN_TIE
 from eval.view import View
@@ -73,10 +74,13 @@ class Selection(BenchmarkPart):
         words = [text for one in usable for text in one.texts]
         found = scores(cut.view, repeated, words, head=self.head, pad_max=self.pad_max)
         tie = TIE if self.head == "global" else TOKEN_TIE
-        won = [bool(score[0] - tie > score[1:].amax()) for score in found.split([len(one.texts) for one in usable])]
+        each = found.split([len(one.texts) for one in usable])
+        won = [bool(score[0] - tie > score[1:].amax()) for score in each]
         outcome = self._outcome(usable, torch.tensor(won).double())
         outcome.skips = dict(skips)
         outcome.files |= self._hits(picture_keys(cut.view, own), usable, won)
+        wrong = [_mistake(one, score) for one, score, hit in zip(usable, each, won) if not hit]
+        add_mistakes(outcome, "caption_selection", wrong, items=len(usable), head=self.head)
         return outcome
 
     def _outcome(self, asked: list[_Asked], won: Tensor) -> Outcome:
@@ -107,8 +111,14 @@ class Selection(BenchmarkPart):
         outcome.chance["macro_acc"] = math.fsum(each) / len(large)
         outcome.ci95["macro_acc"] = macro_interval(won[chosen], kinds, rows, n_boot=self.n_boot)
         outcome.counts |= {"groups": len(large), "small_groups": len(members) - len(large)}
-        table = {name: {"items": len(own), "acc": float(won[own].mean())} for name, own in members.items()}
+        table = {name: self._group_row(asked, won, own) for name, own in members.items()}
         outcome.files[file_name("caption_selection", self.head)] = {"schema": 1, "groups": table}
+
+    def _group_row(self, asked: list[_Asked], won: Tensor, own: list[int]) -> dict[str, Any]:
+        rows = torch.tensor([asked[place].row for place in own])
+        interval = of_means(won[own][:, None], groups=rows, n_boot=self.n_boot)[0]
+        chance = _chance([asked[place] for place in own])
+        return {"items": len(own), "acc": float(won[own].mean()), "ci95": list(interval), "chance": chance}
 
     def _hits(self, keys: list[str], asked: list[_Asked], won: list[bool]) -> dict[str, Any]:
         columns: dict[str, Column] = {}
@@ -203,6 +213,12 @@ class _Asked(NamedTuple):
     texts: list[str]
     part: str | None
     group: str | None
+
+
+def _mistake(one: _Asked, score: Tensor) -> Mistake:
+    """The true caption, and of the false ones that which scores highest."""
+    best = 1 + int(score[1:].argmax())
+    return Mistake((one.row,), (one.texts[0], one.texts[best]), score[[0, best]][None], one.group, one.box)
 
 
 def _columns(asked: Sequence[_Asked]) -> dict[str, list[int]]:

@@ -22,13 +22,17 @@ What `run_suite(encoder, suite, out=OUT)` leaves behind, for reports, search and
       pointing.json, *_hits.json what compositional and pointing benchmarks found, item by item, for `vlp compare`
       linear_probe.json, knn.json, few_shot.json   what probes tried on validation pictures, and what each reached
       few_shot_draws.json        the pictures that few_shot learned from, see `vlp.probe.draw`
-      caption_selection.json     accuracy and items by group
+      caption_selection.json     accuracy, items, interval and chance by group
+      *_examples.json            of compositional benchmarks questions that were answered wrong, see `eval.mistakes`
       corruptions.json           schema 1, severities, clean, accuracy {corruption: [by severity]}, sheet_row, sheet (base64
                                  PNG); corruptions_tokens.json where tokens score
       segmentation*.json         schema 1, name, iou and pixels by class, overlays [{row, pixel_accuracy, legend, png}]
       prompting_patch.json       threshold, what validation reached, keys and iou by region, histograms of cosines
-      confusion.json             schema 1, names, support, recall [C] (null without samples), and the most frequent
-                                 mistakes, pairs: {true, predicted (classes), count, examples [image rows]}
+      confusion.json             schema 1, names, support, recall [C] (null without samples), the most frequent
+                                 mistakes, pairs: {true, predicted (classes), count, examples [image rows]}, and the
+                                 classes found worst and best: {class, examples: [{row, predicted}]}
+      reliability.json           schema 1, bins, and of each bin of the top probability count, confidence and accuracy
+                                 (means, null where it is empty); both files end in _tokens.json where tokens score
       multilabel.json            schema 1, names, support, average_precision [C] (null without samples), and the worst
                                  classes, worst: {class, average_precision, missed, false [image rows]}
       label_retrieval.json       schema 1, k, num_images, num_texts, and examples by kind of query (text_to_image,

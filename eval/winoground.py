@@ -14,6 +14,7 @@ from eval.benchmark import BenchmarkPart, Outcome
 from eval.heads import Head
 from eval.hits import Column, hits_file
 from eval.listed import Names, read_items
+from eval.mistakes import Mistake, add_mistakes
 from eval.score import scores
 from eval.two_stage import TOKEN_TIE
 from eval.view import View
@@ -74,6 +75,12 @@ class Winoground(BenchmarkPart):
                 columns[name] = [hit if place in those else None for place, hit in enumerate(column)]
         keys, said = [one.key for one in asked], [" | ".join(one.texts) for one in asked]
         outcome.files = hits_file("winoground", keys, said, columns, head=self.head)
+        wrong = [
+            Mistake(one.rows, one.texts, score, ", ".join(one.tags) or None)
+            for one, score, hits in zip(asked, found, won)
+            if not hits[METRICS.index("acc")]
+        ]
+        add_mistakes(outcome, "winoground", wrong, items=len(asked), head=self.head)
         return outcome
 
     def _samples(self, view: View) -> tuple[list[_Asked], Counter[str]]:

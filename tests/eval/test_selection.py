@@ -153,10 +153,15 @@ def test_aro_cuts_boxes_out_and_averages_over_relations(tmp_path):
     assert found.metrics == {"acc": 0.75, "macro_acc": pytest.approx((2 / 3 + 1) / 2)}
     assert found.skips == {"bad_box": 1, "no_group": 1, "unreadable_crop": 1, "crop_bad_box": 1}
     assert found.counts == {"images": 2, "items": 4, "groups": 2, "small_groups": 0}
-    assert found.files["caption_selection.json"]["groups"] == {
-        "on": {"items": 3, "acc": pytest.approx(2 / 3)},
-        "left_of": {"items": 1, "acc": 1.0},
+    groups = found.files["caption_selection.json"]["groups"]
+    assert {name: (one["items"], one["acc"], one["chance"]) for name, one in groups.items()} == {
+        "on": (3, pytest.approx(2 / 3), 0.5),
+        "left_of": (1, 1.0, 0.5),
     }
+    assert groups["left_of"]["ci95"] == [1.0, 1.0]
+    (wrong,) = found.files["caption_selection_examples.json"]["examples"]
+    assert (wrong["group"], len(wrong["box"]), len(wrong["texts"])) == ("on", 4, 2)
+    assert wrong["scores"][0][0] <= wrong["scores"][0][1]
     assert found.files["caption_selection_hits.json"]["keys"] == ["a.tar:1"] * 3 + ["a.tar:2"]
     large = measure(Selection(dataset="x", data=str(shard), min_group=3, **names), shard)
     assert large.metrics["macro_acc"] == pytest.approx(2 / 3)

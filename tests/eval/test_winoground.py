@@ -55,6 +55,10 @@ def test_items_are_samples_with_one_id(tmp_path, head):
     assert hits["items"][0] == "red | blue"
     assert hits["columns"]["acc"] == [1, 0, 0]
     assert hits["columns"]["acc_t1"] == [1, None, None]
+    wrong = found.files["winoground_examples.json" if head == "global" else "winoground_examples_tokens.json"]
+    assert (wrong["items"], wrong["wrong"], len(found.shown)) == (3, 2, 4)
+    assert wrong["examples"][0]["group"] == "all, t2"
+    assert [len(row) for row in wrong["examples"][0]["scores"]] == [2, 2]
 
 
 def test_items_in_winogrounds_own_fields(tmp_path):
