@@ -24,8 +24,8 @@ What `run_suite(encoder, suite, out=OUT)` leaves behind, for reports, search and
       few_shot_draws.json        the pictures that few_shot learned from, see `vlp.probe.draw`
       caption_selection.json     accuracy, items, interval and chance by group
       *_examples.json            of compositional benchmarks questions that were answered wrong, see `eval.mistakes`
-      corruptions.json           schema 1, severities, clean, accuracy {corruption: [by severity]}, sheet_row, sheet (base64
-                                 PNG); corruptions_tokens.json where tokens score
+      corruptions.json           schema 1, severities, clean, accuracy {corruption: [by severity]}, sheet_row, sheet
+                                 (base64 PNG); corruptions_tokens.json where tokens score
       segmentation*.json         schema 1, name, iou and pixels by class, overlays [{row, pixel_accuracy, legend, png}]
       prompting_patch.json       threshold, what validation reached, keys and iou by region, histograms of cosines
       confusion.json             schema 1, names, support, recall [C] (null without samples), the most frequent
