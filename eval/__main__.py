@@ -95,7 +95,7 @@ def evaluate(
 def check(
     words: Annotated[
         list[str],
-        typer.Argument(metavar="SUITE.yaml|NAME... [data=FOLDER]", help="suites or names of known sets, e.g. imagenet1k"),
+        typer.Argument(metavar="SUITE.yaml|NAME... [data=FOLDER]", help="suites, or known sets, e.g. imagenet1k"),
     ],
 ) -> None:
     """Say what of a suite's data is there, and how to get what is not; leaves with 1 if anything is missing.
