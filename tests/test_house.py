@@ -616,10 +616,12 @@ def _check_command(page: str, words: list[str]) -> None:
     name = " ".join(words[:2]) if " ".join(words[:2]) in known else words[0]
     assert name in known, f"{page}: there is no command vlp {name}"
     rest = words[len(name.split()) :]
+    name = "eval run" if name == "eval" else name  # what is no command of the group is what to measure
     options = {option for parameter in known[name].params for option in (*parameter.opts, *parameter.secondary_opts)}
     unknown = [word for word in rest if word.startswith("--") and word not in options]
     assert not unknown, f"{page}: vlp {name} has no option {unknown[0]}"
     if name in ("train", "doctor"):
         config.load(Run, ROOT / rest[0], rest[1:])
-    elif name == "eval":
-        load_suite(ROOT / rest[1])
+    elif name == "eval run":
+        for suite in (word for word in rest if word.endswith(".yaml")):
+            load_suite(ROOT / suite)

@@ -214,7 +214,7 @@ def test_missing_data_says_what_makes_them_before_anything_is_encoded(suite, tmp
         ("benchmarks.0.dataset=../x", r"benchmarks\.0\.dataset"),
         ("benchmarks.1.data=two.tar", 'dataset "pairs" stands already for other data'),
         ("benchmarks=[]", "benchmarks"),
-        ("benchmarks.0.data={limit: 3}", "give either"),
+        ("benchmarks.0.data={limit: 3}", "give one of"),
     ],
 )
 def test_faults_name_their_place(suite, tmp_path, override, message):
