@@ -57,7 +57,7 @@ def scenes(
 
       python -m data_tools scenes data --split zeroshot --variant labelled --count 1000 --seed 2
     """
-    part = _part(
+    part = make_part(
         "scenes",
         split=split,
         count=count,
@@ -73,7 +73,7 @@ def scenes(
         overwrite=overwrite,
         **({"styles": tuple(styles.split(","))} if styles else {}),
     )
-    result = _run(part, [], out)
+    result = run_tool(part, [], out)
     if sheet is not None:
         from data_tools.scenes.preview import write_preview
 
@@ -81,7 +81,7 @@ def scenes(
     _say(result)
 
 
-def _part(tool: str, /, **fields: Any) -> Any:
+def make_part(tool: str, /, **fields: Any) -> Any:
     """The tool's part; faults in the options end the program with one line each."""
     try:
         return TOOLS.resolve(tool).model_validate(fields)
@@ -92,7 +92,7 @@ def _part(tool: str, /, **fields: Any) -> Any:
         raise typer.Exit(2) from None
 
 
-def _run(part: Any, inputs: list[Any], out: Path | None) -> dict[str, Any]:
+def run_tool(part: Any, inputs: list[Any], out: Path | None) -> dict[str, Any]:
     start = time.perf_counter()
     try:
         result: dict[str, Any] = part.run(inputs, out)
@@ -143,7 +143,7 @@ def build(
 
       python -m data_tools build photos/ data/photos --size 256
     """
-    part = _part(
+    part = make_part(
         "build",
         image=image,
         captions=tuple(caption or ()),
@@ -160,7 +160,7 @@ def build(
         shard_range=_range(shard_range),
         overwrite=overwrite,
     )
-    _say(_run(part, [source], out))
+    _say(run_tool(part, [source], out))
 
 
 def index(
@@ -178,7 +178,7 @@ def index(
 
     python -m data_tools index 'cc3m/{000..331}.tar'
     """
-    _say(_run(_part("index", key_split=key_split, manifest=manifest, keep_damaged=keep_damaged), shards, out))
+    _say(run_tool(make_part("index", key_split=key_split, manifest=manifest, keep_damaged=keep_damaged), shards, out))
 
 
 def verify(
@@ -200,7 +200,7 @@ def verify(
     from data_tools.tell import tell_verify
 
     fields: dict[str, Any] = {"captions": tuple(captions.split(","))} if captions else {}
-    part = _part(
+    part = make_part(
         "verify",
         deep=deep,
         unique_captions=unique_captions,
@@ -208,7 +208,7 @@ def verify(
         key_split=key_split,
         **fields,
     )
-    result = _run(part, shards, None)
+    result = run_tool(part, shards, None)
     tell_verify(result)
     if not result["ok"]:
         raise typer.Exit(1)
@@ -229,7 +229,7 @@ def stats(
     from data_tools.tell import tell_stats
 
     fields: dict[str, Any] = {"captions": tuple(captions.split(","))} if captions else {}
-    result = _run(_part("stats", tokenizer=tokenizer, context=context, top=top, **fields), shards, out)
+    result = run_tool(make_part("stats", tokenizer=tokenizer, context=context, top=top, **fields), shards, out)
     tell_stats(result)
     if out is not None:
         typer.echo(f"written: {out}/stats.json, pictures.png, captions.png")
@@ -265,7 +265,7 @@ def teach(
 
       python -m data_tools teach runs/out/demo runs/out/demo/data/train --out runs/out/demo/data/taught --views 8
     """
-    part = _part(
+    part = make_part(
         "teach",
         checkpoint=checkpoint,
         weights=weights,
@@ -282,4 +282,4 @@ def teach(
         shard_range=_range(shard_range),
         overwrite=overwrite,
     )
-    _say(_run(part, shards, out))
+    _say(run_tool(part, shards, out))

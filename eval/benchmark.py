@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from torch import Tensor
 
-from eval.data import DataField, open_data
+from eval.data import Data, DataField, open_data
 from eval.view import View
 from vlp.embed import Encoder
 from vlp.metrics.chance import contains
@@ -31,6 +31,7 @@ class Outcome:
     templates_hash: str | None = None
     classes_hash: str | None = None
     skips: dict[str, int] = field(default_factory=dict)
+    selection: dict[str, str | int] = field(default_factory=lambda: {"split": "none"})  # see Record
     items: dict[str, Any] = field(default_factory=dict)  # columns for items.json
     files: dict[str, Any] = field(default_factory=dict)  # JSON files by name
     text: Tensor | None = None  # features of items["captions"]
@@ -70,6 +71,10 @@ class BenchmarkPart(Part):
             )
         within: AbstractContextManager[None] = encoder.dual.prefixed(self.prefix)
         return within
+
+    def others(self) -> tuple[Data, ...]:
+        """Data that it needs beside its own, such as a training split; they come through `View.beside`."""
+        return ()
 
     def measure(self, view: View) -> Outcome:
         """The benchmark's numbers for one model on one data set."""

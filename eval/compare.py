@@ -19,12 +19,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from eval.heads import HEADS, Head, file_name
-from eval.hits import Scores, read_hits
-from eval.retrieve import RANKS
+from eval.hits import RANKS, RECALL, Scores, read_hits
 from vlp.metrics.interval import Interval, of_means
 from vlp.registry import nearest
-
-RECALL = "recall"  # the measure that is read from ranks; others are columns of hits
 
 
 class Arm(NamedTuple):

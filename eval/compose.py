@@ -15,6 +15,7 @@ from torch import Tensor
 from eval.benchmark import BenchmarkPart, Outcome
 from eval.heads import Head
 from eval.hits import hits_file, picture_keys
+from eval.mistakes import Mistake, add_mistakes
 from eval.score import scores
 from eval.view import View
 from vlp.data.schema import DataError
@@ -48,13 +49,17 @@ class Negatives(BenchmarkPart):
         words = [text for one in asked for text in (one.caption, *one.negatives)]
         rows = [one.row for one in asked for _ in range(1 + len(one.negatives))]
         found = scores(view, rows, words, head=self.head, pad_max=self.pad_max)
-        wins, start = [], 0
+        wins, wrong, start = list[Tensor](), list[Mistake](), 0
         for one in asked:
             stop = start + 1 + len(one.negatives)
             wins.append((found[start] > found[start + 1 : stop]).double())
+            for place in (wins[-1] == 0).nonzero().flatten().tolist():
+                pair = found[[start, start + 1 + place]][None]
+                wrong.append(Mistake((one.row,), (one.caption, one.negatives[place]), pair, one.kinds[place]))
             start = stop
         outcome = self._outcome(wins, [one.kinds for one in asked], skips)
         outcome.files = self._hits(view, asked, wins)
+        add_mistakes(outcome, "caption_negatives", wrong, items=sum(map(len, wins)), head=self.head)
         return outcome
 
     def _hits(self, view: View, asked: list[_Asked], wins: list[Tensor]) -> dict[str, Any]:
@@ -134,7 +139,7 @@ class TrueFalse(BenchmarkPart):
         rows, texts = [member.row for member in flat], [member.sentence for member in flat]
         found = scores(view, rows, texts, head=self.head, pad_max=self.pad_max)
         name = dict(zip(rows, picture_keys(view, rows), strict=True))
-        won, place, items, start = list[bool](), list[int](), list[str](), 0
+        won, place, items, lost, start = list[bool](), list[int](), list[str](), list[Mistake](), 0
         for number, members in enumerate(usable.values()):
             score = found[start : start + len(members)].tolist()
             start += len(members)
@@ -144,8 +149,12 @@ class TrueFalse(BenchmarkPart):
                         won.append(high > low)
                         place.append(number)
                         items.append(f"{name[right.row]} | {name[wrong.row]}")
+                        if not won[-1]:
+                            lost.append(
+                                Mistake((right.row, wrong.row), (right.sentence,), torch.tensor([[high], [low]]))
+                            )
         values, sentences = torch.tensor(won).double()[:, None], list(map(str, usable))
-        return Outcome(
+        outcome = Outcome(
             metrics={"accuracy": float(values.mean())},
             n=len(flat),
             counts={"images": len(flat), "sentences": len(usable), "pairs": len(values)},
@@ -155,6 +164,8 @@ class TrueFalse(BenchmarkPart):
             skips=skips,
             files=hits_file("true_false", [sentences[n] for n in place], items, {"accuracy": won}, head=self.head),
         )
+        add_mistakes(outcome, "true_false", lost, items=len(won), head=self.head)
+        return outcome
 
     def _read(self, view: View) -> tuple[dict[Any, list[_Shown]], dict[str, int]]:
         """The pictures of each sentence that has both kinds, and why others are left out."""

@@ -8,6 +8,7 @@ or 1, or null where the metric is not about the item. A column's mean without nu
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,8 @@ from eval.heads import Head, file_name
 from eval.view import View
 
 Column = Sequence[float | None]
+RECALL = "recall"  # the measure that is read from ranks; others are columns of hits
+RANKS = "ranks"  # the file of every query's rank
 
 
 class Scores(NamedTuple):
@@ -65,6 +68,20 @@ def read_hits(folder: Path, measure: str, *, head: Head) -> Scores:
     asked = [place for place, hit in enumerate(content["columns"][column]) if hit is not None]
     keys, items = ([content[name][place] for place in asked] for name in ("keys", "items"))
     return Scores(keys, items, torch.tensor([content["columns"][column][place] for place in asked]).double())
+
+
+def known_measures(folder: Path, *, head: Head) -> list[str]:
+    """What `read_hits` can be asked for there: columns, with their benchmark where several have one; and recall."""
+    found = [RECALL] if (folder / file_name(RANKS, head)).is_file() else []
+    columns = Counter[str]()
+    ending = _name("", head)
+    of = {}
+    for file in sorted(folder.glob(_name("*", head))):
+        of[file.name.removesuffix(ending)] = list(json.loads(file.read_text(encoding="utf-8"))["columns"])
+    columns.update(name for names in of.values() for name in names)
+    return found + [
+        f"{benchmark}/{name}" if columns[name] > 1 else name for benchmark, names in of.items() for name in names
+    ]
 
 
 def _name(benchmark: str, head: Head) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,7 +33,7 @@ def is_layout(root: Path, split: str) -> bool:
     return (root / split / "nshards.txt").is_file()
 
 
-def read_layout(root: Path, split: str) -> Layout:
+def read_layout(root: Path, split: str, *, blank: Collection[int] = ()) -> Layout:
     """The split's shards, all of which must be there, and the class names and templates if the folder has them."""
     counter = root / split / "nshards.txt"
     try:
@@ -43,20 +44,20 @@ def read_layout(root: Path, split: str) -> Layout:
     missing = [shard.name for shard in shards if not shard.is_file()]
     if missing or not shards:
         raise DataError(f"{counter} says {count} shards, but {len(missing)} are missing: {', '.join(missing[:5])}")
-    return Layout([str(shard) for shard in shards], *read_words(root))
+    return Layout([str(shard) for shard in shards], *read_words(root, blank=blank))
 
 
-def read_words(root: Path) -> Words:
-    """Class names and templates that lie in a folder."""
+def read_words(root: Path, *, blank: Collection[int] = ()) -> Words:
+    """Class names and templates that lie in a folder; classes of `blank` may have an empty name."""
     templates = root / TEMPLATES
-    return Words(_names(root / CLASSES), read_templates(templates) if templates.is_file() else None)
+    return Words(_names(root / CLASSES, blank), read_templates(templates) if templates.is_file() else None)
 
 
-def _names(path: Path) -> tuple[str, ...] | None:
+def _names(path: Path, blank: Collection[int]) -> tuple[str, ...] | None:
     if not path.is_file():
         return None
     names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    empty = [str(number) for number, name in enumerate(names, start=1) if not name]
+    empty = [str(number) for number, name in enumerate(names, start=1) if not name and number - 1 not in blank]
     if empty or not names:
         raise DataError(f"{path}: empty class names on lines {', '.join(empty[:5]) or '(no line at all)'}")
     return tuple(names)

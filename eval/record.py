@@ -19,7 +19,7 @@ class Record(BaseModel):
     dataset: str
     model: str
     pretrained: str
-    task: str  # zeroshot_classification | zeroshot_retrieval | health, CLIP_benchmark's words where it has some
+    task: str  # zeroshot_classification | linear_probe ...; CLIP_benchmark's words where it has some
     metrics: dict[str, float]
     language: str = "en"
     schema_version: int = SCHEMA_VERSION
@@ -32,9 +32,10 @@ class Record(BaseModel):
     head: str | None = None  # what scored: "global" (pooled features), "tokens", or a mixture
     templates_hash: str | None = None
     classes_hash: str | None = None
+    settings_hash: str | None = None  # of the benchmark's own settings: what `vlp eval` goes on by
     data_hash: str
     weights_hash: str
-    selection: dict[str, str | int] = {"split": "none"}  # where choices were made; "none": there were none
+    selection: dict[str, str | int] = {"split": "none"}  # where choices were made and which; "none": there were none
     test_label_reads: int  # how often labels of this set were read; 1 is scoring itself
     skips: dict[str, int] = {}  # pictures left out, by reason
     seconds: float

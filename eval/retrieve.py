@@ -11,6 +11,7 @@ from torch import Tensor
 from eval.alignments import alignments
 from eval.benchmark import BenchmarkPart, Outcome
 from eval.heads import ByTokens, Conditioned, Head, Pairs, file_name
+from eval.hits import RANKS
 from eval.two_stage import TwoStage
 from eval.view import View
 from vlp.data.stages import Captions
@@ -19,7 +20,7 @@ from vlp.metrics.recall import Found, Ranks, RecallAtK, best_answers, retrieval_
 from vlp.token_store import ImageTokens
 
 SHOWN_QUERIES, SHOWN_ANSWERS = 24, 5
-RANKS, EXAMPLES = "ranks", "retrieval"  # files of every query, for paired comparisons, and of the shown ones
+EXAMPLES = "retrieval"  # the file of the queries that are shown
 
 
 class Answers(NamedTuple):

@@ -20,8 +20,27 @@ What `run_suite(encoder, suite, out=OUT)` leaves behind, for reports, search and
       ranks_<head>.json          the same of a benchmark with that head
       alignment.json             of models trained with tokens: word-patch similarities of four pairs
       pointing.json, *_hits.json what compositional and pointing benchmarks found, item by item, for `vlp compare`
-      confusion.json             schema 1, names, support, recall [C] (null without samples), and the most frequent
-                                 mistakes, pairs: {true, predicted (classes), count, examples [image rows]}
+      linear_probe.json, knn.json, few_shot.json   what probes tried on validation pictures, and what each reached
+      few_shot_draws.json        the pictures that few_shot learned from, see `vlp.probe.draw`
+      caption_selection.json     accuracy, items, interval and chance by group
+      *_examples.json            of compositional benchmarks questions that were answered wrong, see `eval.mistakes`
+      corruptions.json           schema 1, severities, clean, accuracy {corruption: [by severity]}, sheet_row, sheet
+                                 (base64 PNG); corruptions_tokens.json where tokens score
+      segmentation*.json         schema 1, name, iou and pixels by class, overlays [{row, pixel_accuracy, legend, png}]
+      prompting_patch.json       threshold, what validation reached, keys and iou by region, histograms of cosines
+      confusion.json             schema 1, names, support, recall [C] (null without samples), the most frequent
+                                 mistakes, pairs: {true, predicted (classes), count, examples [image rows]}, and the
+                                 classes found worst and best: {class, examples: [{row, predicted}]}
+      reliability.json           schema 1, bins, and of each bin of the top probability count, confidence and accuracy
+                                 (means, null where it is empty); both files end in _tokens.json where tokens score
+      multilabel.json            schema 1, names, support, average_precision [C] (null without samples), and the worst
+                                 classes, worst: {class, average_precision, missed, false [image rows]}
+      label_retrieval.json       schema 1, k, num_images, num_texts, and examples by kind of query (text_to_image,
+                                 class_to_image, image_to_image): {query (row of the picture that asks, or null), text,
+                                 label, image (row of the best right one), rank, found, scores, correct}
+      anomaly.json               schema 1, grid (rows, columns of a map, or null), rows, objects, anomalous, scores [n],
+                                 examples: {row, object, anomalous, score, map [patches] or null};
+                                 anomaly_reference.json with `normal`
       thumbnails/<row>.jpg       every picture row that the two files above name, longest side 160
 
 Rows count the pictures that could be read; the others are counted by reason in the record's `skips`.
@@ -43,12 +62,14 @@ from eval import artefacts, record
 from eval.benchmark import BenchmarkPart, Outcome
 from eval.data import open_data
 from eval.record import Record
+from eval.resume import measured, settings_hash
 from eval.view import View
 from vlp import __version__, config, dist
 from vlp.embed import Encoder
 from vlp.log import console, host_facts
 from vlp.registry import Named, Part
 
+WIDTH = 110  # of a table that goes into a file: what a terminal would cut is whole there
 BenchmarkField = Annotated[BenchmarkPart, Named("eval:BENCHMARKS")]
 
 
@@ -88,8 +109,11 @@ def run_suite(
     step: int | None = None,
     model_name: str = "dual",
     pretrained: str = "",
+    again: bool = True,
 ) -> list[Record]:
     """One record per benchmark, written to `out` and shown; `model` is a dual encoder or an Encoder.
+
+    again: measure also what `out` has a record of, of the same weights, settings, data and code.
 
     The data sets are all opened before the first is encoded, so that a missing one costs no time. A picture is encoded
     once, and the seconds of the first benchmark on a data set include it.
@@ -97,7 +121,7 @@ def run_suite(
     encoder = model if isinstance(model, Encoder) else Encoder(model)
     for part in suite.benchmarks:
         part.prefixed(encoder)  # refused before anything is read
-    opened = {part.dataset: open_data(part.data, folders=suite.data_folders()) for part in suite.benchmarks}
+    views = _views(encoder, suite)
     provenance = {
         "model": model_name,
         "pretrained": pretrained,
@@ -106,11 +130,19 @@ def run_suite(
         "step": step,
     }
     records = []
-    for dataset, source in opened.items():
-        view = View(encoder, source, dataset=dataset, folders=[*suite.data_folders(), Path(suite.folder), Path()])
+    for dataset in list(views):
+        view = views.pop(dataset)  # what it holds goes with it
         parts = [part for part in suite.benchmarks if part.dataset == dataset]
+        asked = [settings_hash(part, view) for part in parts]
+        kept = None if again else measured(out, dict.fromkeys(asked, view.opened.records.fingerprint), **provenance)
+        if kept is not None:
+            console.print(
+                f"{dataset}: measured before, in {out / 'results.jsonl'}; --again measures it anew", highlight=False
+            )
+            records += kept
+            continue
         outcomes = []
-        for part in parts:
+        for part, settings in zip(parts, asked):
             began, reads = time.perf_counter(), view.label_reads.total()
             with part.prefixed(encoder):
                 outcomes.append(part.measure(view))
@@ -119,16 +151,38 @@ def run_suite(
                 "seconds": round(time.perf_counter() - began, 3),
                 "test_label_reads": view.label_reads.total() - reads,
             }
-            records.append(make_record(part, view, outcomes[-1], prefix=prefix, **spent, **provenance))
+            records.append(
+                make_record(part, view, outcomes[-1], prefix=prefix, settings_hash=settings, **spent, **provenance)
+            )
         if dist.is_main():
-            for folder in dict.fromkeys(map(artefact_folder, parts)):  # what the label prefix made stands apart
-                chosen = [outcome for part, outcome in zip(parts, outcomes) if artefact_folder(part) == folder]
-                artefacts.write(out / folder, view, parts[0].data, chosen)
-            for row in records[-len(parts) :]:
-                record.append(row, out / "results.jsonl")
+            _write(out, view, parts, outcomes, records[-len(parts) :])
     if dist.is_main():
-        console.print(as_table(records, title=suite.name))
+        console.print(as_table(records, title=suite.name), width=None if console.is_terminal else WIDTH)
     return records
+
+
+def _views(encoder: Encoder, suite: Suite) -> dict[str, View]:
+    """Every data set, opened with what its benchmarks need beside it."""
+    views = dict[str, View]()
+    data, words = suite.data_folders(), [*suite.data_folders(), Path(suite.folder), Path()]
+    for part in suite.benchmarks:
+        if part.dataset not in views:
+            opened = open_data(part.data, folders=data)
+            views[part.dataset] = View(encoder, opened, dataset=part.dataset, folders=words)
+        for other in part.others():
+            views[part.dataset].beside(other, folders=data)
+    return views
+
+
+def _write(
+    out: Path, view: View, parts: Sequence[BenchmarkPart], outcomes: Sequence[Outcome], records: Sequence[Record]
+) -> None:
+    """The files and lines of one data set; what the label prefix made stands apart."""
+    for folder in dict.fromkeys(map(artefact_folder, parts)):
+        chosen = [outcome for part, outcome in zip(parts, outcomes) if artefact_folder(part) == folder]
+        artefacts.write(out / folder, view, parts[0].data, chosen)
+    for row in records:
+        record.append(row, out / "results.jsonl")
 
 
 def artefact_folder(part: BenchmarkPart) -> str:
@@ -150,6 +204,7 @@ def make_record(part: BenchmarkPart, view: View, outcome: Outcome, **provenance:
         chance=outcome.chance,
         contains_chance=outcome.contains_chance(),
         head=outcome.head,
+        selection=outcome.selection,
         templates_hash=outcome.templates_hash,
         classes_hash=outcome.classes_hash,
         data_hash=view.opened.records.fingerprint,

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from eval.data import Opened
+from eval.data import Data, Opened, open_data
 from vlp.data.schema import DataError
 from vlp.data.stages import Captions, Fields, Labels
 from vlp.embed import Encoded, Encoder, reducer
@@ -98,6 +98,18 @@ class View:
     def places(self) -> list[Place]:
         """Key, shard and position of every row."""
         return self._once("places", self._read_places)
+
+    def beside(self, data: Data, *, folders: Sequence[Path] | None = None) -> View:
+        """Other data, such as a training split, seen by the same model; one view for all benchmarks that ask.
+
+        `folders` are those of the first who asks. Labels read there are none of this data set's, and counted there.
+        """
+
+        def make() -> View:
+            opened = open_data(data, folders=self.folders if folders is None else folders)
+            return View(self.encoder, opened, dataset=self.dataset, folders=self.folders)
+
+        return self._once(("beside", data.model_dump_json()), make)
 
     def _encode(self) -> Encoded:
         for reduce in (True, False):

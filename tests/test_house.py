@@ -30,7 +30,7 @@ Tree = Mapping[str, str]  # path relative to the root, with "/" -> text
 LAYERS = {
     **dict.fromkeys(("vlp.types", "vlp.registry", "vlp.dist", "vlp.duration"), 0),
     **dict.fromkeys(("vlp.config", "vlp.log", "vlp.checkpoint", "vlp.text", "vlp.kernels", "vlp.metrics"), 1),
-    **dict.fromkeys(("vlp.losses", "vlp.data", "vlp.optim"), 2),
+    **dict.fromkeys(("vlp.losses", "vlp.data", "vlp.optim", "vlp.probe"), 2),
     **dict.fromkeys(("vlp.models", "vlp.gradcache", "vlp.guards", "vlp.requeue", "vlp.report"), 3),
     **dict.fromkeys(("vlp.feature_cache", "vlp.pictures", "vlp.progress", "vlp.token_store", "vlp.token_scores"), 3),
     **dict.fromkeys(("vlp.embed", "vlp.trained"), 4),
@@ -72,6 +72,7 @@ DOCUMENTED = {
     "tokenizer": ("docs/data.md", "Tokenizers"),
     "data tool": ("docs/data.md", "Tools"),
     "benchmark": ("docs/evaluation.md", "Benchmarks"),
+    "composer": ("docs/evaluation.md", "Composers"),
 }
 CONFIG_TYPES = {  # folder under configs/ -> what its files load into
     "train": "vlp.run:Run",
@@ -615,10 +616,12 @@ def _check_command(page: str, words: list[str]) -> None:
     name = " ".join(words[:2]) if " ".join(words[:2]) in known else words[0]
     assert name in known, f"{page}: there is no command vlp {name}"
     rest = words[len(name.split()) :]
+    name = "eval run" if name == "eval" else name  # what is no command of the group is what to measure
     options = {option for parameter in known[name].params for option in (*parameter.opts, *parameter.secondary_opts)}
     unknown = [word for word in rest if word.startswith("--") and word not in options]
     assert not unknown, f"{page}: vlp {name} has no option {unknown[0]}"
     if name in ("train", "doctor"):
         config.load(Run, ROOT / rest[0], rest[1:])
-    elif name == "eval":
-        load_suite(ROOT / rest[1])
+    elif name == "eval run":
+        for suite in (word for word in rest if word.endswith(".yaml")):
+            load_suite(ROOT / suite)

@@ -191,7 +191,8 @@ def _mount() -> None:
     from vlp.search_cli import app as search_app
 
     app.add_typer(data_app, name="data", help="Make, check, describe and filter shards.")
-    for sub in (eval_app, compare_app, search_app, continual_app):
+    app.add_typer(eval_app, name="eval")
+    for sub in (compare_app, search_app, continual_app):
         app.registered_commands.extend(sub.registered_commands)
 
 

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 from vlp import dist
 from vlp.feature_cache import FeatureCache
 from vlp.log import console
+from vlp.models.shared_prefix import can_share, run_shared
 from vlp.pictures import Decoded, Pictures, Pixels, fingerprint, stack
 from vlp.progress import progress
 from vlp.text.batches import by_length, pad, round_up
@@ -165,7 +166,7 @@ class Encoder:
         found = encode()
         if dist.is_main():
             self.cache.write(key, features=found.features, kept=found.kept, skips=found.skips)
-        return found
+        return found._replace(features=self.cache.as_read(found.features))
 
     def _encode_images(self, pictures: Pictures) -> Encoded:
         rows = list[Tensor]()
@@ -217,13 +218,34 @@ class Encoder:
     def _encode_texts(self, texts: Sequence[str]) -> Tensor:
         unique = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         rows, places = [], list[int]()
+        ids = self.dual.tokenizer.encode(list(unique))
         with self._running():
-            for batch, padded, mask in self._text_batches(self.dual.tokenizer.encode(list(unique))):
-                rows.append(self._finish(self.dual.encode_text(padded, mask)))
+            for batch, features in self._shared(ids) if self._shares() else self._whole(ids):
+                rows.append(self._finish(features))
                 places += batch
         shares = dist.gather_object((torch.cat(rows) if rows else None, places))
         features, _ = _in_order(shares)
         return features[[unique[text] for text in texts]]
+
+    def _shares(self) -> bool:
+        """Whether texts that begin alike may have their beginning encoded once."""
+        return getattr(self.dual, "prefix_kind", None) is None and can_share(getattr(self.dual, "text_tower", None))
+
+    def _shared(self, ids: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Tensor]]:
+        """This process's share, texts that begin alike together: places and features."""
+        budget = self.batch_size * self.dual.tokenizer.context
+        mine = sorted(range(len(ids)), key=lambda row: tuple(ids[row]))  # neighbours share their beginnings
+        share = -(-len(mine) // dist.world())
+        mine = mine[dist.rank() * share : (dist.rank() + 1) * share]
+        found = run_shared(self.dual.text_tower, [ids[row] for row in mine], budget=budget)
+        for places, pooled in progress(
+            found, total=len(mine), size=lambda batch: len(batch[0]), what="texts", quiet=self.quiet
+        ):
+            yield [mine[place] for place in places], pooled
+
+    def _whole(self, ids: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Tensor]]:
+        for batch, padded, mask in self._text_batches(ids):
+            yield batch, self.dual.encode_text(padded, mask)
 
     def _text_batches(self, ids: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Tensor, Tensor]]:
         """This process's share in order of length: places, ids [b, T] and mask on the device."""

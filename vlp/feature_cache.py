@@ -48,7 +48,14 @@ class FeatureCache:
         except (SafetensorError, KeyError, TypeError, ValueError):
             path.unlink(missing_ok=True)
             return None
-        return Entry(features if self.dtype == "fp32" else normalize(features, dim=-1), kept, skips)
+        return Entry(self._restored(features), kept, skips)
+
+    def as_read(self, features: Tensor) -> Tensor:
+        """The features as they will come back, so that the first pass and a later one find the same."""
+        return features if self.dtype == "fp32" else self._restored(features.half().float())
+
+    def _restored(self, features: Tensor) -> Tensor:
+        return features if self.dtype == "fp32" else normalize(features, dim=-1)
 
     def write(self, key: str, *, features: Tensor, kept: Sequence[int], skips: Sequence[Skip]) -> None:
         """Writes an entry, whole or not at all."""

@@ -14,7 +14,7 @@ def run(*words: str) -> object:
     return CliRunner().invoke(app, [str(word) for word in words])
 
 
-@pytest.mark.parametrize("name", ["scenes", "build", "index", "verify", "stats", "teach"])
+@pytest.mark.parametrize("name", ["scenes", "build", "index", "verify", "stats", "teach", "contamination"])
 def test_every_tool_has_a_command_with_an_example(name):
     assert name in TOOLS.names()
     result = run(name, "--help")

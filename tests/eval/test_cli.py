@@ -33,9 +33,10 @@ def test_measures_a_saved_model_and_the_cache_repeats_it(checkpoint, tmp_path):
     suite.write_text("\n".join(["name: s", "data: none", "benchmarks:", *lines]))
     words = [str(checkpoint), str(suite), f"data={tmp_path / 'data'}", "--set", "benchmarks.0.k=[1, 3]"]
     words += ["--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache"), "--device", "cpu"]
-    for _ in range(2):
-        result = CliRunner().invoke(app, words, catch_exceptions=False)
+    for more in ([], [], ["--again"]):
+        result = CliRunner().invoke(app, [*words, *more], catch_exceptions=False)
         assert result.exit_code == 0
+        assert (tmp_path / "out" / "report.html").is_file()
     first, health, again, _ = map(json.loads, (tmp_path / "out" / "results.jsonl").read_text().splitlines())
     assert first["model"] == "nano"
     assert "image_retrieval_recall@3" in first["metrics"]

@@ -129,9 +129,9 @@ def test_negatives_by_kind_and_ties_are_wrong(tmp_path, head):
     }
     assert found.skips == {"no_negatives": 1}
     assert found.head == head
-    (name,) = found.files
-    assert name == ("caption_negatives_hits.json" if head == "global" else "caption_negatives_hits_tokens.json")
-    hits = found.files[name]
+    ending = "" if head == "global" else "_tokens"
+    assert list(found.files) == [f"caption_negatives_{kind}{ending}.json" for kind in ("hits", "examples")]
+    hits, mistakes = found.files.values()
     assert hits["columns"] == {
         "accuracy": [1, 1, 0, 1],
         "accuracy_color": [1, None, None, 1],
@@ -140,6 +140,10 @@ def test_negatives_by_kind_and_ties_are_wrong(tmp_path, head):
     }
     assert hits["keys"] == [f"{shard.name}:s000000{n}" for n in (0, 0, 1, 1)]
     assert hits["items"] == ["red | blue", "red | green", "red | red", "red | blue"]
+    assert (mistakes["items"], mistakes["wrong"], found.shown) == (4, 1, {1})
+    (wrong,) = mistakes["examples"]
+    assert (wrong["rows"], wrong["texts"], wrong["group"]) == ([1], ["red", "red"], "shape")
+    assert wrong["scores"][0][0] == wrong["scores"][0][1]
 
 
 @pytest.mark.parametrize("head", ["global", "tokens"])
@@ -168,6 +172,9 @@ def test_true_and_false_pictures_of_a_sentence(tmp_path, head):
     assert hits["columns"] == {"accuracy": [1, 1, 0]}
     assert hits["keys"] == ["1", "1", "2"]
     assert hits["items"][2] == f"{shard.name}:s0000003 | {shard.name}:s0000004"
+    (wrong,) = found.files[f"true_false_examples{'' if head == 'global' else '_tokens'}.json"]["examples"]
+    assert (wrong["rows"], wrong["texts"], found.shown) == ([3, 4], ["red"], {3, 4})
+    assert wrong["scores"][0][0] < wrong["scores"][1][0]
     with pytest.raises(DataError, match="no sentence"):
         measure(TrueFalse(dataset="x", data=str(shard), label="caption"), shard)
 

@@ -128,6 +128,14 @@ def test_mistakes_are_listed_with_pictures(suite, tmp_path):
     assert {(p["true"], p["predicted"], p["count"]) for p in confusion["pairs"]} == {(0, 2, 3), (2, 0, 3)}
     assert confusion["pairs"][0]["examples"] in ([0, 1, 2], [6, 7, 8])
     assert (tmp_path / "out/eval/labelled/thumbnails/0.jpg").is_file()
+    assert [one["class"] for one in confusion["worst"]] == [0, 2]
+    assert {one["predicted"] for one in confusion["worst"][0]["examples"]} == {2}
+    assert sorted(one["class"] for one in confusion["best"]) == [1, 3, 4]
+    reliability = json.loads((tmp_path / "out" / "eval" / "labelled" / "reliability.json").read_text())
+    assert (sum(reliability["count"]), len(reliability["count"])) == (15, reliability["bins"])
+    assert [one is None for one in reliability["accuracy"]] == [count == 0 for count in reliability["count"]]
+    right = sum(share * n for share, n in zip(reliability["accuracy"], reliability["count"]) if n)
+    assert right == pytest.approx(9)
 
 
 def test_lists_of_captions_any_of_them_finds(suite, tmp_path):
@@ -206,7 +214,7 @@ def test_missing_data_says_what_makes_them_before_anything_is_encoded(suite, tmp
         ("benchmarks.0.dataset=../x", r"benchmarks\.0\.dataset"),
         ("benchmarks.1.data=two.tar", 'dataset "pairs" stands already for other data'),
         ("benchmarks=[]", "benchmarks"),
-        ("benchmarks.0.data={limit: 3}", "give either"),
+        ("benchmarks.0.data={limit: 3}", "give one of"),
     ],
 )
 def test_faults_name_their_place(suite, tmp_path, override, message):

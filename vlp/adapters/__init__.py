@@ -8,6 +8,10 @@ ADAPTERS = Table(
     "adapter",
     {
         "zeroshot": "vlp.adapters.zeroshot:ZeroShot",
+        "descriptions": "vlp.adapters.descriptions:Descriptions",
+        "waffle": "vlp.adapters.waffle:Waffle",
+        "hierarchy": "vlp.adapters.hierarchy:Hierarchy",
+        "loki": "vlp.adapters.loki:Loki",
         "token_zeroshot": "vlp.adapters.token_zeroshot:TokenZeroShot",
     },
 )

@@ -67,6 +67,11 @@ class Accuracy:
         table = self.table()
         return {**values, "mean_per_class_recall": float(table.recall[table.support > 0].mean())}
 
+    def hits(self) -> dict[str, Tensor]:
+        """Bool [n] by metric: whether each sample, in the order they came, was right."""
+        rank = self._cat(self._rank)
+        return {f"acc{k}": rank <= k for k in self._ks()}
+
     def intervals(self, *, n_boot: int = 1000, seed: int = 0) -> dict[str, Interval]:
         """95 % bootstrap interval of every number of `compute`."""
         rank = self._cat(self._rank)

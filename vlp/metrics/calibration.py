@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+
+class Bins(NamedTuple):
+    """Per bin (low, high]: samples, their mean top probability, the share of them that is right (nan without any)."""
+
+    samples: Int[Tensor, "bins"]
+    confidence: Float[Tensor, "bins"]
+    accuracy: Float[Tensor, "bins"]
 
 
 @dataclass
@@ -32,6 +41,11 @@ class Calibration:
         if self.bins != other.bins:
             raise ValueError(f"cannot merge calibrations of {self.bins} and {other.bins} bins")
         self._sums += other._sums
+
+    def table(self) -> Bins:
+        """What a reliability diagram draws (Niculescu-Mizil and Caruana 2005)."""
+        samples, confidence, right = self._sums
+        return Bins(samples.long(), confidence / samples, right / samples)
 
     def compute(self) -> dict[str, float]:
         """`ece` in 0..1 and the mean top probability `confidence`; empty without samples."""

@@ -59,7 +59,7 @@ def chart(title: str, lines: Sequence[Line], *, unit: str = "", size: Size = "sm
     caption = tag("figcaption", title, tag("span", f" {unit}") if unit else None)
     drawing = tag(
         "svg",
-        *_axes(frame, across=width // 100 + 1),
+        *axes(frame, across=[(x, short(x)) for x in ticks(frame.x0, frame.x1, width // 100 + 1)]),
         *_lines(clean, frame),
         *(_labels(named, frame) if labels else ()),
         viewBox=f"0 0 {width} {height}",
@@ -125,15 +125,16 @@ def _frame(lines: Sequence[Line], *, width: int, height: int, zero: bool, margin
     )
 
 
-def _axes(frame: Frame, *, across: int) -> list[Html]:
+def axes(frame: Frame, *, across: Sequence[tuple[float, str]]) -> list[Html]:
+    """Lines at round values, their numbers, and below the data the marks `across`: (x, what is said there)."""
     parts = []
     for value in ticks(frame.y0, frame.y1, 4):
         _, y = frame.place(frame.x0, value)
         parts.append(tag("line", x1=frame.left, x2=frame.right, y1=_r(y), y2=_r(y), stroke="var(--rule)"))
         parts.append(tag("text", short(value), x=frame.left - 6, y=_r(y + 3.5), text_anchor="end"))
-    for value in ticks(frame.x0, frame.x1, across):
+    for value, said in across:
         x, _ = frame.place(value, frame.y0)
-        parts.append(tag("text", short(value), x=_r(x), y=frame.bottom + 16, text_anchor="middle"))
+        parts.append(tag("text", said, x=_r(x), y=frame.bottom + 16, text_anchor="middle"))
     parts.append(tag("line", x1=frame.left, x2=frame.right, y1=frame.bottom, y2=frame.bottom, stroke="var(--faint)"))
     return parts
 
@@ -145,9 +146,10 @@ def _lines(lines: Sequence[Line], frame: Frame) -> list[Html]:
         colour = "var(--raw)" if line.faint else f"var(--s{next(colours) % 6})"
         spots = [frame.place(x, y) for x, y in line.points]
         if len(spots) > 1:
-            path = "M" + "L".join(f"{_r(x)} {_r(y)}" for x, y in spots)
             width = 1 if line.faint else 1.8
-            parts.append(tag("path", d=path, fill="none", stroke=colour, stroke_width=width, stroke_linejoin="round"))
+            parts.append(
+                tag("path", d=path(spots), fill="none", stroke=colour, stroke_width=width, stroke_linejoin="round")
+            )
         if line.dots or len(spots) == 1:
             parts += [_dot(line, spot, point, colour) for spot, point in zip(spots, line.points, strict=True)]
     return parts
@@ -185,6 +187,11 @@ def short(value: float) -> str:
         mantissa, _, exponent = f"{value:.1e}".partition("e")
         return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
     return f"{round(value, 10):.6g}"
+
+
+def path(spots: Sequence[tuple[float, float]]) -> str:
+    """The `d` of straight lines through positions of the drawing."""
+    return "M" + "L".join(f"{_r(x)} {_r(y)}" for x, y in spots)
 
 
 def _r(value: float) -> float:

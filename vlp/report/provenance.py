@@ -8,12 +8,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from vlp.report.page import Html, figure, fold, section, table, tag
+from vlp.report.page import DASH, Html, duration, figure, fold, section, table, tag
+from vlp.report.progress import number
 from vlp.report.read import RunFolder
+from vlp.report.results import task_of
 
 # an absolute path: a slash or a drive after a boundary, two names or more; URLs have "//" and are left alone
 _PATH = re.compile(r"(?<![\w./:~-])(?:[A-Za-z]:[\\/]|/)[\w.@+~-]+(?:[\\/][\w.@+~{}*?,-]+)+[\\/]?")
 _PRIVATE = frozenset({"host", "hostname", "node", "user", "username", "cwd", "home", "ip", "address"})
+_HASHES = ("data_hash", "templates_hash", "classes_hash", "settings_hash")
 _LARGE = 12  # mappings with more entries than this are folded (the bad samples of a checkpoint's state, for one)
 
 
@@ -42,20 +45,54 @@ def provenance(run: RunFolder) -> Html:
     parts = [table(["Fact", "Value"], rows)] if rows else []
     if isinstance(versions, Mapping):
         parts.append(tag("p", "Packages: ", ", ".join(f"{name} {version}" for name, version in versions.items()), "."))
+    if run.latest:
+        parts.append(fold(f"Of each result ({len(run.latest)})", _records(run.latest)))
     if run.config:
         parts.append(fold("Configuration (config.yaml)", tag("pre", hide_paths(run.config))))
     return section("Provenance", *parts)
 
 
 def _hashes(run: RunFolder) -> dict[str, str]:
-    """Hashes of weights and data that the latest records name."""
-    found: dict[str, str] = {}
+    """Model, weights and code that the latest records name; what is of one data set stands in the table of results."""
+    found: dict[str, dict[str, None]] = {}
     for record in run.latest:
-        for key in ("weights_hash", "data_hash", "templates_hash", "classes_hash", "code_version"):
+        for key in ("model", "pretrained", "weights_hash", "code_version"):
             if record.get(key):
-                of = "" if key in ("weights_hash", "code_version") else f" of {record.get('dataset')}"
-                found[key.replace("_", " ") + of] = str(record[key])
-    return found
+                found.setdefault(key.replace("_", " "), {})[str(record[key])] = None
+    return {key: ", ".join(values) for key, values in found.items()}
+
+
+def _records(records: Sequence[Mapping[str, Any]]) -> Html:
+    """A row a result: what it was measured on and with, where choices were made, how often labels were read."""
+    head = ["Data set", "Task", "Data", "Templates", "Classes", "Settings", "Chosen on", "Label reads", "Time"]
+    rows = [
+        [record.get("dataset"), task_of(record), *(_hash(record.get(key)) for key in _HASHES), _selection(record),
+         _reads(record.get("test_label_reads")), _time(number(record.get("seconds")))]
+        for record in records
+    ]  # fmt: skip
+    note = "Hashes are cut to 10 places; results.jsonl has them whole. One read of the labels is scoring itself."
+    return Html(table(head, rows, numeric=(7, 8)) + tag("p", note, class_="note"))
+
+
+def _hash(value: Any) -> Html | str:
+    return tag("code", str(value)[:10], title=value, class_="hash") if value else DASH
+
+
+def _selection(record: Mapping[str, Any]) -> str:
+    """The split where choices were made, and what was chosen; hashes of its data are left to results.jsonl."""
+    known = {key: value for key, value in record["selection"].items() if not str(key).endswith("_hash")}
+    split = str(known.pop("split", "none"))
+    chosen = [f"{key} {value}" for key, value in known.items()]
+    return "nothing was chosen" if split == "none" and not chosen else "; ".join([split, *chosen])
+
+
+def _reads(value: Any) -> Html | str:
+    reads = number(value)
+    return tag("span", figure(value), class_="mark") if reads is not None and reads > 1 else figure(value)
+
+
+def _time(seconds: float | None) -> str:
+    return DASH if seconds is None else duration(seconds)
 
 
 def _flat(facts: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

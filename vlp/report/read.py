@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vlp.log import read_lines, read_steps
 
+Record = Mapping[str, Any]
+HEADS = {"": "", "_tokens": "by tokens", "_conditioned": "as the caption sees it"}  # how names of files end
+_LARGE = ("_hits", "ranks", "_draws")  # in the names of files for other commands, which no page draws
+_MAPPINGS = ("ci95", "chance", "contains_chance", "counts", "selection", "skips")  # of a record
+_NAMES = ("dataset", "task", "language", "head", "prefix")
+
 
 @dataclass(frozen=True, slots=True)
 class Artefacts:
-    """The files of one evaluated data set (`eval.suite` says what is in them)."""
+    """The files of one evaluated data set (`eval.suite` says what is in them), and its latest records."""
 
     name: str
     folder: Path
     items: Mapping[str, Any] = field(default_factory=dict)
-    retrieval: Mapping[str, Any] = field(default_factory=dict)
-    retrieval_tokens: Mapping[str, Any] = field(default_factory=dict)
-    retrieval_conditioned: Mapping[str, Any] = field(default_factory=dict)
     alignment: Mapping[str, Any] = field(default_factory=dict)
-    confusion: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # the other JSON files, by name
+    records: Sequence[Record] = ()
+
+    def by_heads(self, stem: str) -> list[tuple[str, Mapping[str, Any]]]:
+        """(Title, file) of each head that left such a file; the title is the data set's name, and how it was scored."""
+        found = [(how, self.files.get(f"{stem}{ending}")) for ending, how in HEADS.items()]
+        return [(", ".join(filter(None, (self.name, how))), file) for how, file in found if file]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +50,8 @@ class RunFolder:
 
     @property
     def latest(self) -> list[dict[str, Any]]:
-        """Of each data set, task, prefix and head the last record: the measures of the run as it stands."""
-        keys = ("dataset", "task", "prefix")
-        return list({(*map(r.get, keys), r.get("head") or "global"): r for r in self.results}.values())
+        """Of each data set, task, language, prefix and head the last record: the measures of the run as it stands."""
+        return _latest(self.results)
 
 
 def read_run(folder: Path) -> RunFolder:
@@ -51,20 +59,39 @@ def read_run(folder: Path) -> RunFolder:
     names = ("metrics.jsonl", "results.jsonl", "config.yaml")
     if not any((folder / name).is_file() for name in names):
         known = "there is no such folder" if not folder.is_dir() else f"it has none of {', '.join(names)}"
-        raise FileNotFoundError(f"{folder} is not a run folder: {known}; give the folder that `vlp train` wrote")
-    lines = [folder / name for name in ("metrics.jsonl", "results.jsonl", "skips.jsonl")]
-    whole = [*folder.glob("eval/*/*.json"), folder / "host.json"]
-    torn = {path: _torn(path) for path in lines} | {path: _broken(path) for path in whole}
+        raise FileNotFoundError(
+            f"{folder} is not a run folder: {known}; give the folder that `vlp train` or `vlp eval` wrote"
+        )
+    torn = {folder / name: _torn(folder / name) for name in ("metrics.jsonl", "results.jsonl", "skips.jsonl")}
+    results = [_whole(record) for record in read_lines(folder / "results.jsonl") if _is_record(record)]
+    torn[folder / "results.jsonl"] += sum(not _is_record(r) for r in read_lines(folder / "results.jsonl"))
     return RunFolder(
         name=folder.resolve().name,
         steps=read_steps(folder / "metrics.jsonl"),
-        results=[record for record in read_lines(folder / "results.jsonl") if "metrics" in record],
+        results=results,
         skips=_skips(folder / "skips.jsonl"),
         config=_text(folder / "config.yaml"),
-        provenance=_provenance(folder),
-        artefacts=[_artefacts(path) for path in sorted((folder / "eval").glob("*")) if path.is_dir()],
+        provenance=_provenance(folder, torn),
+        artefacts=_all_artefacts(folder, _latest(results), torn),
         torn={path.relative_to(folder).as_posix(): count for path, count in torn.items() if count},
     )
+
+
+def _latest(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    keys = ("dataset", "task", "prefix")
+    heads = {(*map(r.get, keys), r.get("language") or "en", r.get("head") or "global"): r for r in results}
+    return list(heads.values())
+
+
+def _is_record(line: Mapping[str, Any]) -> bool:
+    return isinstance(line.get("metrics"), dict)
+
+
+def _whole(record: dict[str, Any]) -> dict[str, Any]:
+    """The record with an empty mapping where one should be and is not; names are text."""
+    there = {key: record[key] if isinstance(record.get(key), dict) else {} for key in _MAPPINGS}
+    names = {key: None if record.get(key) is None else str(record[key]) for key in _NAMES}
+    return record | there | names
 
 
 def _torn(path: Path) -> int:
@@ -78,23 +105,38 @@ def _skips(path: Path) -> Counter[str]:
     return Counter(seen.values())
 
 
-def _artefacts(folder: Path) -> Artefacts:
-    names = ("items", "retrieval", "retrieval_tokens", "retrieval_conditioned", "alignment", "confusion")
-    parts = {name: _object(folder / f"{name}.json") for name in names}
-    return Artefacts(str(parts["items"].get("dataset") or folder.name), folder, **parts)
+def _all_artefacts(folder: Path, latest: Sequence[Record], torn: dict[Path, int]) -> list[Artefacts]:
+    """Of every folder of files, and of every data set that has records and no files."""
+    folders = {path.name: path for path in sorted((folder / "eval").glob("*")) if path.is_dir()}
+    by_name: dict[str, list[Record]] = {}
+    for record in latest:
+        by_name.setdefault(_place(record), []).append(record)
+    found = [_artefacts(path, by_name.get(name, []), torn) for name, path in folders.items()]
+    bare = [
+        Artefacts(name, folder / "eval" / name, records=own) for name, own in by_name.items() if name not in folders
+    ]
+    return found + bare
 
 
-def by_heads(artefacts: Artefacts) -> list[Artefacts]:
-    """The same data set with what its queries find by tokens and by conditioned pooling, under names that say so."""
-    found = {"by tokens": artefacts.retrieval_tokens, "as the caption sees it": artefacts.retrieval_conditioned}
-    return [replace(artefacts, name=f"{artefacts.name}, {how}", retrieval=shown) for how, shown in found.items()]
+def _place(record: Record) -> str:
+    """The name of the folder that holds the record's files."""
+    return PurePosixPath(str(record.get("artefacts") or record.get("dataset"))).name
 
 
-def _provenance(folder: Path) -> dict[str, Any]:
+def _artefacts(folder: Path, records: Sequence[Record], torn: dict[Path, int]) -> Artefacts:
+    paths = [path for path in sorted(folder.glob("*.json")) if not any(word in path.stem for word in _LARGE)]
+    files = {path.stem: _object(path, torn) for path in paths}
+    items, alignment = files.pop("items", {}), files.pop("alignment", {})
+    name = str(items.get("dataset") or folder.name)
+    name = f"{name}, label prefix" if folder.name.endswith("-label_prefix") else name
+    return Artefacts(name, folder, items, alignment, files, records)
+
+
+def _provenance(folder: Path, torn: dict[Path, int]) -> dict[str, Any]:
     """What the newest checkpoint says of its data (batch size, streams, fingerprint), and host.json's facts."""
     states = sorted(folder.glob("checkpoints/step-*/state.json"))
-    state = _object(states[-1]) if states else {}
-    host = _object(folder / "host.json") or state.get("host")
+    state = _object(states[-1], torn) if states else {}
+    host = _object(folder / "host.json", torn) or state.get("host")
     facts = {key: value for key, value in state.items() if key not in _CARRIED}
     return {**facts, **(host if isinstance(host, dict) else {})}
 
@@ -104,17 +146,16 @@ _CARRIED = frozenset(
 )  # shown elsewhere, or the run's own affair
 
 
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(_text(path) or "{}")
-    except ValueError:
+def _object(path: Path, torn: dict[Path, int]) -> dict[str, Any]:
+    """The object in a JSON file; nothing where there is no file, nor, counted in `torn`, where it holds none."""
+    if not path.is_file():
         return {}
+    try:
+        value = json.loads(_text(path))
+    except ValueError:
+        value = None
+    torn[path] = int(not isinstance(value, dict))
     return value if isinstance(value, dict) else {}
-
-
-def _broken(path: Path) -> int:
-    """1 for a file that is there and holds no JSON object."""
-    return int(path.is_file() and not _object(path) and _text(path).strip() != "{}")
 
 
 def _text(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,9 @@ _HEADLINE = (
     ("acc1", "Zero-shot accuracy"),
     ("acc5", "Zero-shot top 5"),
 )
+# how a word in the name of a share begins
+_SHARES = ("acc", "recall", "pointing", "precision", "iou", "auroc", "aupro", "f1", "mAP", "mINP")
+MAX_TILES, MAX_ROWS = 12, 60  # more tiles say less than the overview; more rows are folded away
 CONTAINS_CHANCE = tag("span", "contains chance", class_="mark", title="the 95 % interval is not above chance")
 
 
@@ -27,8 +31,8 @@ def header(name: str, latest: Sequence[Record], sentence: str) -> Html:
         "header",
         tag("h1", name),
         tag("p", sentence, class_="sub"),
-        tag("div", *tiles, class_="tiles") if tiles else None,
-        None if tiles else tag("p", "No evaluation was recorded yet: ", tag("code", "vlp eval RUN SUITE.yaml"), "."),
+        tag("div", *tiles, class_="tiles") if 0 < len(tiles) <= MAX_TILES else None,
+        None if latest else tag("p", "No evaluation was recorded yet: ", tag("code", "vlp eval RUN SUITE.yaml"), "."),
     )
 
 
@@ -36,7 +40,8 @@ def metrics(latest: Sequence[Record], records: Sequence[Record]) -> Html:
     """The latest measures of each data set and task, and every earlier record folded away."""
     note = "The last record of each data set and task, with 95 % bootstrap intervals and what guessing would reach."
     earlier = [record for record in records if not any(record is last for last in latest)]
-    parts = [_table(latest)] if latest else []
+    rows = sum(len(record["metrics"]) for record in latest)
+    parts = [fold(f"All {rows} measures", _table(latest)) if rows > MAX_ROWS else _table(latest)] if latest else []
     if earlier:
         parts.append(fold(f"Earlier records ({len(earlier)})", _table(earlier)))
     return section("Measures", *parts, note=note)
@@ -64,11 +69,12 @@ def contains_chance(record: Record, metric: str) -> bool:
 
 
 def _is_share(metric: str) -> bool:
-    return "recall" in metric or metric.startswith(("acc", "pointing"))
+    return any(word.startswith(_SHARES) for word in re.split(r"[_@]", metric))
 
 
 def _has(record: Record, metric: str) -> bool:
-    return number((record.get("metrics") or {}).get(metric)) is not None
+    """Whether it has a tile of the measure; of corrupted pictures the clean accuracy is told elsewhere."""
+    return number(record["metrics"].get(metric)) is not None and not str(record.get("task")).endswith("_corrupted")
 
 
 def _tile(record: Record, metric: str, title: str) -> Html:
@@ -78,7 +84,7 @@ def _tile(record: Record, metric: str, title: str) -> Html:
         "div",
         tag("div", title, class_="what"),
         tag("b", share(metric, number(record["metrics"][metric]))),
-        tag("div", f"95 %: {_range(metric, pair)}", class_="how") if pair else None,
+        tag("div", f"95 %: {range_of(metric, pair)}", class_="how") if pair else None,
         tag("div", f"chance {share(metric, chance)}", class_="how") if chance is not None else None,
         tag("div", f"{figure(record.get('n'))} pictures of {record.get('dataset', '')}{_head(record)}", class_="how"),
         CONTAINS_CHANCE if contains_chance(record, metric) else None,
@@ -86,9 +92,10 @@ def _tile(record: Record, metric: str, title: str) -> Html:
     )
 
 
-def _range(metric: str, pair: tuple[float, float] | None) -> str:
+def range_of(metric: str, pair: tuple[float, float] | None) -> str:
+    """The two ends of an interval, a dash for none."""
     if pair is None:
-        return ""
+        return DASH
     return (
         f"{100 * pair[0]:.2f} {DASH} {100 * pair[1]:.2f}"
         if _is_share(metric)
@@ -99,17 +106,19 @@ def _range(metric: str, pair: tuple[float, float] | None) -> str:
 def _table(records: Sequence[Record]) -> Html:
     rows: list[list[Any]] = []
     for record in records:
-        lead = [record.get("dataset", ""), _task(record), figure(record.get("n")), figure(record.get("step"))]
-        for metric, value in (record.get("metrics") or {}).items():
+        lead = [record.get("dataset", ""), task_of(record), figure(record.get("n")), figure(record.get("step"))]
+        for metric, value in record["metrics"].items():
             rows.append([*lead, metric, *_cells(record, metric, number(value))])
             lead = ["", "", "", ""]  # said once for each record
     head = ["Data set", "Task", "n", "Step", "Measure", "Value", "95 % interval", "Chance", ""]
     return table(head, rows, numeric=(2, 3, 5, 6, 7))
 
 
-def _task(record: Record) -> str:
+def task_of(record: Record) -> str:
+    """The task in words, with what sets a record apart from others of it: prefix, head, language."""
     task = str(record.get("task", "")).replace("zeroshot_", "zero-shot ").replace("_", " ")
     task = f"{task}, {record['prefix']} prefix" if record.get("prefix") else task
+    task += "" if record.get("language") in (None, "en") else f", {record['language']}"
     return task + _head(record)
 
 
@@ -120,4 +129,4 @@ def _head(record: Record) -> str:
 def _cells(record: Record, metric: str, value: float | None) -> list[Any]:
     chance = number((record.get("chance") or {}).get(metric))
     mark = CONTAINS_CHANCE if contains_chance(record, metric) else ""
-    return [share(metric, value), _range(metric, interval(record, metric)) or DASH, share(metric, chance), mark]
+    return [share(metric, value), range_of(metric, interval(record, metric)), share(metric, chance), mark]

@@ -1,0 +1,131 @@
+"""Results of many models as one table: Markdown, CSV or LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from eval import record
+from eval.record import Record
+from vlp.registry import nearest
+from vlp.report.ranked import main_metric
+
+Format = Literal["md", "csv", "latex"]
+
+
+class Column(NamedTuple):
+    """One data set, task, language, head and metric."""
+
+    dataset: str
+    task: str
+    how: str
+    metric: str
+
+    @property
+    def title(self) -> str:
+        return " ".join(filter(None, (self.dataset, self.how, self.metric)))
+
+
+class Board(NamedTuple):
+    """Rows are models, columns results; the last record of a cell counts."""
+
+    models: list[str]
+    columns: list[Column]
+    cells: dict[tuple[str, Column], Record]
+
+    def value(self, model: str, column: Column) -> float | None:
+        found = self.cells.get((model, column))
+        return None if found is None else found.metrics[column.metric]
+
+    def average(self, model: str) -> float | None:
+        """Mean over the columns, for a model that has them all."""
+        values = [self.value(model, column) for column in self.columns]
+        known = [value for value in values if value is not None]
+        return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
+def read_board(places: Sequence[Path], *, metric: str | None = None) -> Board:
+    """The table of all results files, or folders with some; ValueError where there is none, or none has `metric`."""
+    records = [row for file in _files(places) for row in record.read(file)]
+    cells: dict[tuple[str, Column], Record] = {}
+    for row in records:
+        how = " ".join(filter(None, (row.language if row.language != "en" else "", _head(row), _prefix(row))))
+        name = metric if metric in row.metrics else None if metric else main_metric(row.task, row.metrics)
+        if name is not None:
+            model = f"{row.model} {row.pretrained}".strip()
+            cells[model, Column(row.dataset, row.task, how, name)] = row
+    if not cells:
+        known = sorted({name for row in records for name in row.metrics})
+        raise ValueError(f'no record has the metric "{metric}"{nearest(metric or "", known)}')
+    models, columns = (list(dict.fromkeys(part)) for part in zip(*cells))
+    board = Board(models, columns, cells)
+    return board._replace(models=sorted(models, key=lambda name: -(board.average(name) or -1.0)))
+
+
+def as_text(board: Board, how: Format, *, intervals: bool = True) -> str:
+    """The table in a format; in percent, the best of a column bold, what is not shown to be above chance starred."""
+    head = ["model", *(column.title for column in board.columns), "average"]
+    rows = [
+        [model, *(_cell(board, model, column, how, intervals) for column in board.columns)] for model in board.models
+    ]
+    for row, model in zip(rows, board.models):
+        average = board.average(model)
+        row.append("-" if average is None else f"{100 * average:.1f}")
+    return laid_out(head, rows, how)
+
+
+def laid_out(head: Sequence[str], rows: Sequence[Sequence[str]], how: Format) -> str:
+    """A table in a format; the first column holds names, the others numbers."""
+    if how == "csv":
+        out = io.StringIO()
+        csv.writer(out, lineterminator="\n").writerows([head, *rows])
+        return out.getvalue()
+    if how == "latex":
+        lines = [" & ".join(map(_escaped, head)), *(" & ".join([_escaped(row[0]), *row[1:]]) for row in rows)]
+        body = " \\\\\n".join([lines[0] + " \\\\ \\midrule", *lines[1:]]).replace("\\midrule \\\\", "\\midrule")
+        return (
+            f"\\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}\n\\toprule\n{body} \\\\\n\\bottomrule\n\\end{{tabular}}\n"
+        )
+    lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)]) + "\n"
+
+
+def _cell(board: Board, model: str, column: Column, how: Format, intervals: bool) -> str:
+    row, value = board.cells.get((model, column)), board.value(model, column)
+    if row is None or value is None:
+        return "-"
+    if how == "csv":
+        return f"{value:.6g}"
+    best = max(v for other in board.models if (v := board.value(other, column)) is not None)
+    text = f"{100 * value:.1f}"
+    if value == best and len(board.models) > 1:
+        text = f"\\textbf{{{text}}}" if how == "latex" else f"**{text}**"
+    star = "*" if row.contains_chance.get(column.metric) else ""
+    if intervals and (ends := row.ci95.get(column.metric)):
+        text += f" ({100 * ends[0]:.1f} to {100 * ends[1]:.1f})"
+    return text + ("\\*" if star and how == "md" else star)
+
+
+def _files(places: Sequence[Path]) -> list[Path]:
+    files = []
+    for place in places:
+        found = [place] if place.is_file() else sorted(place.glob("**/results.jsonl"))
+        if not found:
+            raise ValueError(f"{place}: no results.jsonl there or below; `vlp eval MODEL SUITE.yaml` writes one")
+        files += found
+    return files
+
+
+def _head(row: Record) -> str:
+    return f"by {row.head}" if row.head not in (None, "global") else ""
+
+
+def _prefix(row: Record) -> str:
+    return "label prefix" if row.prefix == "label" else ""
+
+
+def _escaped(text: str) -> str:
+    return text.replace("_", "\\_").replace("%", "\\%").replace("&", "\\&")

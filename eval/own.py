@@ -1,0 +1,61 @@
+"""A user's own pictures as a suite: a folder with a folder for each class, or with captions beside the pictures."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from eval.layout import CLASSES, TEMPLATES, is_layout
+from eval.suite import Suite
+from vlp.data.fields import IMAGE_MEMBERS
+from vlp.data.sources import open_records
+
+_MODEL_FILES = ("open_clip_config.json", "config.json", "config.yaml", "checkpoints", "model_index.json")
+
+
+def is_pictures(path: Path) -> bool:
+    """Whether a folder holds pictures to measure on, in it or in folders in it, and is no model."""
+    if not path.is_dir() or any((path / name).exists() for name in _MODEL_FILES):
+        return False
+    if is_layout(path, "test"):
+        return True
+    return any(_holds_pictures(folder) for folder in (path, *(inner for inner in path.iterdir() if inner.is_dir())))
+
+
+def suite_of_folder(path: Path) -> Suite:
+    """Zero-shot classification where pictures lie in class folders, retrieval and health where they have captions.
+
+    DataError says what is missing where neither can be told.
+    """
+    dataset = re.sub(r"[^A-Za-z0-9._-]+", "_", path.resolve().name).lstrip("._-") or "pictures"
+    if is_layout(path, "test"):
+        data: dict[str, Any] = {"path": str(path.resolve())}
+        parts = [{"name": "zeroshot"}] if (path / CLASSES).is_file() else _of_captions(("txt", "caption"))
+    else:
+        data = {"name": "folder", "path": str(path.resolve())}
+        records: Any = open_records(data)
+        if records.layout == "classes":
+            parts = [{"name": "zeroshot", **_templates(path)}]
+        else:
+            parts = _of_captions(_caption_fields(records))
+    benchmarks = [{**part, "dataset": dataset, "data": data} for part in parts]
+    return Suite.model_validate({"name": dataset, "benchmarks": benchmarks, "folder": str(path)})
+
+
+def _of_captions(fields: tuple[str, ...]) -> list[dict[str, Any]]:
+    return [{"name": name, "captions": {"fields": list(fields)}} for name in ("retrieval", "health")]
+
+
+def _caption_fields(records: Any) -> tuple[str, ...]:
+    if records.layout == "texts":
+        return ("txt", "caption", "captions", "text")
+    return ("caption", "captions", "text", "title")
+
+
+def _templates(path: Path) -> dict[str, Any]:
+    return {"templates": TEMPLATES} if (path / TEMPLATES).is_file() else {}
+
+
+def _holds_pictures(folder: Path) -> bool:
+    return any(file.suffix[1:].lower() in IMAGE_MEMBERS for file in folder.iterdir() if file.is_file())
