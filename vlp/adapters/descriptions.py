@@ -18,10 +18,11 @@ from pydantic import field_validator, model_validator
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from vlp.adapters.adapter import Adapter
 from vlp.adapters.classifier import LinearClassifier
 from vlp.adapters.task import Task, short_hash
 from vlp.embed import Encoder
-from vlp.registry import Part, nearest
+from vlp.registry import nearest
 from vlp.text.templates import fill
 
 How = Literal["features", "scores"]
@@ -29,7 +30,7 @@ SHOWN = 5  # names that a message lists
 _SLOT = re.compile(r"\{(\w*)\}")
 
 
-class Descriptions(Part):
+class Descriptions(Adapter):
     """w_c = norm(mean over the class's own sentences s of norm(text(s))), as many as it has (CuPL, arXiv 2209.03320).
 
     `how: scores` averages similarities instead (arXiv 2210.07183, eq. 1): the same mean without the outer norm.

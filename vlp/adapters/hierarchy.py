@@ -11,18 +11,18 @@ from jaxtyping import Float, Int
 from pydantic import field_validator, model_validator
 from torch import Tensor
 
+from vlp.adapters.adapter import Adapter
 from vlp.adapters.classifier import LinearClassifier
 from vlp.adapters.descriptions import check_phrase, fill_phrase, read_json, said_missing
 from vlp.adapters.task import Task, short_hash
 from vlp.adapters.zeroshot import ZeroShot
 from vlp.embed import Encoder
-from vlp.registry import Part
 
 ParentPath = str | tuple[str, ...]
 PHRASES = {"subclasses": "{name}", "parents": "{name}, a type of {parent}"}
 
 
-class Hierarchy(Part):
+class Hierarchy(Adapter):
     """Zero-shot with a tree of names, JSON {name: path of its parents from the top} in `file`, or inline as `parents`.
 
     `how: subclasses` (CHiLS, Novack et al., arXiv 2302.02551): the task's classes are what stands above; every name

@@ -12,19 +12,20 @@ from jaxtyping import Float, Int
 from pydantic import model_validator
 from torch import Tensor
 
+from vlp.adapters.adapter import Adapter
 from vlp.adapters.descriptions import read_json, said_missing
 from vlp.adapters.hierarchy import ParentPath, parent_paths
 from vlp.adapters.task import Task
 from vlp.adapters.zeroshot import ZeroShot
 from vlp.embed import Encoder
-from vlp.registry import Named, Part
+from vlp.registry import Named
 from vlp.text.templates import read_names
 
 AdapterPart = Annotated[Any, Named("vlp.adapters:ADAPTERS")]
 Edge = tuple[str, str]
 
 
-class Loki(Part):
+class Loki(Adapter):
     """The label of least expected squared distance, arg-min_y sum_k p_k d(y, k)^2 (Loki, arXiv 2307.12226, eq. 1).
 
     p is the softmax of the logits of the adapter `of`, which knows the labels `observed` only (names, or a file of

@@ -10,10 +10,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from vlp.adapters.adapter import Adapter
 from vlp.adapters.task import Task
 from vlp.embed import Encoder
 from vlp.kernels.late import PadMax
-from vlp.registry import Part
 from vlp.text.templates import fill
 from vlp.token_scores import token_scores
 from vlp.token_store import ImageTokens, TextTokens
@@ -21,7 +21,7 @@ from vlp.token_store import ImageTokens, TextTokens
 Combine = Literal["mean_sim", "mean_prob"]
 
 
-class TokenZeroShot(Part):
+class TokenZeroShot(Adapter):
     """score(c) = mean over templates k of S^I(picture, prompt_kc), S^I the mean over patches of the best word.
 
     Similarities are averaged, not features, since tokens of two templates do not correspond; `mean_prob` averages the

@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, field_validator
 
+from vlp.adapters.adapter import Adapter
 from vlp.adapters.classifier import LinearClassifier
 from vlp.adapters.descriptions import (
     How,
@@ -19,7 +20,6 @@ from vlp.adapters.descriptions import (
 )
 from vlp.adapters.task import Task, short_hash
 from vlp.embed import Encoder
-from vlp.registry import Part
 from vlp.text.templates import read_names
 
 Kind = Literal["words", "characters"]
@@ -48,7 +48,7 @@ weekly welcome whether whole winner within without wonder worth yearly yesterday
 WORDS = tuple(_EVERYDAY.split())
 
 
-class Waffle(Part):
+class Waffle(Adapter):
     """Each class's name with random descriptors, the same for all: "a photo of a dog, which has agenda." (2306.07282).
 
     `draws` descriptors of each kind, words and characters in turn, 15 and 15 as in the paper; `like` names a file of

@@ -1,0 +1,66 @@
+"""What every adapter is: settings, what it needs to be given, and `fit`."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from vlp.adapters.task import Examples, Task
+from vlp.registry import Part
+from vlp.text.templates import fill
+
+Level = Literal["features", "text", "towers"]
+Given = Literal["support", "unlabelled", "query"]
+
+
+class Adapter(Part):
+    """`fit(encoder, task) -> Classifier`. The model is the same bit for bit afterwards.
+
+    level: what it runs. "features": nothing but stored features; "text": also the text tower, over learned inputs;
+    "towers": also the image tower, over pictures. wants: what of the task it cannot do without. transductive: sees the
+    measured pictures, without labels, while it is fitted. leaky: chooses by test labels, as the published code does.
+    """
+
+    level: ClassVar[Level] = "features"
+    wants: ClassVar[tuple[Given, ...]] = ()
+    views: ClassVar[int] = 0  # augmented copies of each support picture whose features it asks for
+    transductive: ClassVar[bool] = False
+
+    @property
+    def leaky(self) -> bool:
+        return getattr(self, "protocol", "honest") == "paper"
+
+    def fit(self, encoder: Any, task: Task) -> Any:
+        """A classifier over all names of the task."""
+        raise NotImplementedError
+
+    def given(self, task: Task, what: Given) -> Examples:
+        """That part of the task; ValueError saying who needs it and where it comes from."""
+        found: Examples | None = getattr(task, what)
+        if found is None or not len(found):
+            name = type(self).__name__
+            remedy = {
+                "support": "labelled pictures to learn from: give `train` and a number of shots (--shots)",
+                "unlabelled": "pictures without labels to learn from: give `unlabeled`, or fewer shots than train has",
+                "query": "the measured pictures without labels: it is transductive, so fit it in a run that measures",
+            }[what]
+            raise ValueError(f"{name} needs {remedy}")
+        return found
+
+
+def class_features(encoder: Any, task: Task) -> Float[Tensor, "C M D"]:
+    """Unit-norm text features of every prompt of every class: the task's own, else its templates' by the text tower."""
+    if task.text is not None:
+        return task.text
+    prompts = [fill(template, name) for name in task.names for template in task.templates]
+    features: Tensor = encoder.texts(prompts)
+    return features.unflatten(0, (len(task.names), len(task.templates)))
+
+
+def class_weights(encoder: Any, task: Task) -> Float[Tensor, "C D"]:
+    """The zero-shot weight of every class: the normalised mean of its prompts' features (2103.00020, section 3.1.4)."""
+    found: Tensor = normalize(class_features(encoder, task).mean(dim=1), dim=-1)
+    return found
