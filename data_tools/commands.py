@@ -34,6 +34,9 @@ def scenes(
         str, typer.Option(help="captions, or labelled: one dominant object of 25 classes.")
     ] = "captions",
     styles: Annotated[str, typer.Option(help="Drawing styles, comma-separated; empty: all seven.")] = "",
+    defects: Annotated[
+        float, typer.Option(help="Share of the pictures with a scratch, a missing part or a blob on one object.")
+    ] = 0.0,
     format: Annotated[str, typer.Option(help="jpg or png.")] = "jpg",
     shard_size: ShardSize = 1000,
     exclude: Annotated[list[Path] | None, typer.Option(help="Data set with which no caption may be shared.")] = None,
@@ -56,6 +59,8 @@ def scenes(
       python -m data_tools scenes data --split test --count 1000 --seed 1 --exclude data/train
 
       python -m data_tools scenes data --split zeroshot --variant labelled --count 1000 --seed 2
+
+      python -m data_tools scenes data --split flawed --variant labelled --defects 0.5 --count 1000 --seed 3
     """
     part = make_part(
         "scenes",
@@ -64,6 +69,7 @@ def scenes(
         seed=seed,
         size=size,
         variant=variant,
+        defects=defects,
         format=format,
         shard_size=shard_size,
         exclude=tuple(exclude or ()),

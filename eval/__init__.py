@@ -18,6 +18,7 @@ BENCHMARKS = Table(
         "true_false": "eval.compose:TrueFalse",
         "corruptions": "eval.corruption:Corruptions",
         "segmentation": "eval.segment:Segmentation",
+        "regions": "eval.regions:RegionClasses",
         "reco": "eval.reco:ReCo",
         "prompting_patch": "eval.patch_prompts:PatchPrompts",
         "caption_selection": "eval.selection:Selection",

@@ -1,81 +1,36 @@
-"""Zero-shot anomaly detection: words for a flaw against words for its absence (WinCLIP, arXiv 2303.14814)."""
+"""Anomalies by words for a flaw and for its absence (WinCLIP, arXiv 2303.14814), or by what an adapter learned."""
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float
-from pydantic import Field
+from jaxtyping import Bool
+from pydantic import Field, model_validator
 from torch import Tensor
-from torch.nn.functional import interpolate, normalize
+from torch.nn.functional import interpolate
 
+from eval.adapted import DenseAdapterPart, adapter_name, check_adapter, check_apart, described, hashes, patch_maps
+from eval.anomaly_judges import ByAdapter, ByWords, flat
+from eval.anomaly_table import Numbers, Scored, Seen, table
+from eval.anomaly_words import ANOMALOUS_STATES, NORMAL_STATES, TEMPLATES, Prompts
 from eval.benchmark import BenchmarkPart, Outcome
 from eval.classify import class_templates
 from eval.data import Data, DataField
 from eval.identity import label_of
 from eval.view import View
+from vlp.adapters.dense_task import DenseExamples, DenseTask, PatchMaps
 from vlp.adapters.task import short_hash
 from vlp.data.decode import decode
 from vlp.data.schema import DataError
 from vlp.metrics.anomaly import AnomalyDetection, AnomalyLocalization
 from vlp.metrics.multilabel import percentiles
-from vlp.text.templates import fill
-from vlp.token_store import ImageTokens
+from vlp.models.dense import grid_of
 from vlp.types import BadSampleError
 
-# Words of WinCLIP's appendix: states of the object, and sentences around them
-NORMAL_STATES = (
-    "{}", "flawless {}", "perfect {}", "unblemished {}", "{} without flaw", "{} without defect", "{} without damage",
-)  # fmt: skip
-ANOMALOUS_STATES = ("damaged {}", "{} with flaw", "{} with defect", "{} with damage")
-TEMPLATES = (
-    *(f"a {kind} photo of {article} {{}}."
-      for kind in ("cropped", "close-up", "bright", "dark", "jpeg corrupted", "blurry") for article in ("the", "a")),
-    *(f"a photo of {article} {size}{{}}." for size in ("", "small ", "large ") for article in ("the", "a")),
-    *(f"a photo of {article} {{}} for {what}."
-      for what in ("visual inspection", "anomaly detection") for article in ("the", "a")),
-)  # fmt: skip
-SHOWN = 6  # pictures of each kind of mistake
-
 Words = tuple[str, ...] | str
-Numbers = AnomalyDetection | AnomalyLocalization
-
-
-class Prompts(NamedTuple):
-    """Templates with a slot for a state, and states with a slot for the object."""
-
-    templates: tuple[str, ...]
-    normal: tuple[str, ...]
-    anomalous: tuple[str, ...]
-
-    def direction(self, view: View, name: str) -> Float[Tensor, "D"]:
-        """The mean feature of an object's anomalous prompts, of unit norm, minus that of the normal ones."""
-        filled = [[fill(state, name) for state in states] for states in (self.normal, self.anomalous)]
-        sides = [[fill(template, state) for state in states for template in self.templates] for states in filled]
-        features = view.text_features([*sides[0], *sides[1]]).double()
-        normal, anomalous = (normalize(part.mean(0), dim=0) for part in features.split([len(side) for side in sides]))
-        return anomalous - normal
-
-
-class Seen(NamedTuple):
-    """A picture whose label could be read."""
-
-    row: int
-    object: str
-    anomalous: bool
-
-
-class Scored(NamedTuple):
-    """The pictures of one object."""
-
-    seen: list[Seen]
-    scores: Float[Tensor, "n"]
-    maps: Float[Tensor, "n P"] | None  # by patch, row by row
-    numbers: list[Numbers]
 
 
 class Anomaly(BenchmarkPart):
@@ -90,6 +45,10 @@ class Anomaly(BenchmarkPart):
     masks (a member; not 0: anomalous) are brought as pictures are. `object_name` fills the slot of the states;
     `object_field` names a field with each picture's object: prompts, references and numbers are then of each object,
     and numbers without its name are means over objects, as papers print them for MVTec AD and VisA.
+
+    how: which patches, see `vlp.models.dense`. adapter: learned from `auxiliary`, data of other objects or of another
+    look with the same fields and masks; `normal` are its prompts, for adapters that compare. Its words are those of
+    `object_name`, whatever the object. `seed`: of what it draws.
     """
 
     task: ClassVar[str] = "anomaly_detection"
@@ -103,44 +62,109 @@ class Anomaly(BenchmarkPart):
     templates: Words = TEMPLATES
     normal: DataField | None = None
     mask: str | None = None
+    how: Literal["maskclip", "tokens"] = "tokens"
+    adapter: DenseAdapterPart | None = None
+    auxiliary: DataField | None = None
+    seed: int = 0
     limit: float = Field(0.3, gt=0, le=1)  # share of normal pixels up to which per-region overlap counts
     n_boot: int = Field(1000, ge=1)
 
+    @model_validator(mode="after")
+    def _one_way(self) -> Anomaly:
+        if self.adapter is not None:
+            check_adapter(self.adapter, "anomalies", self.auxiliary, "auxiliary")
+            if self.mask is None:
+                raise ValueError(f"adapter: {adapter_name(self.adapter)} learns from masks; give `mask`, their member")
+        elif self.auxiliary is not None:
+            raise ValueError("auxiliary teaches an adapter: give one, such as adapter: adaptclip, or leave it out")
+        return self
+
     def others(self) -> tuple[Data, ...]:
-        """The normal pictures."""
-        return () if self.normal is None else (self.normal,)
+        """The normal and the auxiliary pictures."""
+        return tuple(data for data in (self.normal, self.auxiliary) if data is not None)
 
     def measure(self, view: View) -> Outcome:
         """Numbers of pictures and pixels; intervals draw pictures, of each object apart, normal and anomalous apart."""
-        tokens = view.image_tokens(reduce=False) if self.mask or self.normal else None  # a reducer's stand nowhere
         words = (class_templates(given, view) for given in (self.templates, self.normal_states, self.anomalous_states))
-        prompts = Prompts(*words)
-        seen, skips = self._seen(view)
-        references = self._references(view, self.normal, skips) if self.normal else {}
+        prompts, outcome = Prompts(*words), Outcome({}, n=0)
+        judge = self._by_words(view, prompts) if self.adapter is None else self._by_adapter(view, prompts, outcome)
+        seen, skips = self._seen(view, purpose="scoring")
         found = {}
         for name in sorted({one.object for one in seen}):
             own = [one for one in seen if one.object == name]
-            if self.normal and name not in references:
-                raise DataError(f'{view.dataset}: normal: has no picture of "{name}", only of {sorted(references)}')
-            scores, maps = self._scores(view, own, prompts, tokens, references.get(name))
-            numbers = self._numbers(view, own, scores, maps, skips)
-            found[name] = Scored(own, scores, maps, numbers)
-        outcome = Outcome({}, n=len(seen), skips={reason: count for reason, count in skips.items() if count})
-        outcome.counts = {"images": len(seen), "anomalous": sum(one.anomalous for one in seen), "objects": len(found)}
-        outcome.head = "global"
+            scores, maps = judge(name, [one.row for one in own])
+            found[name] = Scored(own, scores, maps, self._numbers(view, own, scores, maps, skips))
         if self.normal:
-            outcome.head = "global and nearest normal patch"
-            outcome.selection |= {"normal_hash": view.beside(self.normal).opened.records.fingerprint}
-        outcome.templates_hash = short_hash([word for words in prompts for word in words])
-        outcome.classes_hash = short_hash(list(found))
+            normal = view.beside(self.normal)
+            skips.update({f"normal_{reason}": count for reason, count in self._objects(normal)[1].items()})
+            outcome.selection |= {"normal_hash": normal.opened.records.fingerprint}
+        outcome.n, outcome.skips = len(seen), {reason: count for reason, count in skips.items() if count}
+        outcome.counts = {"images": len(seen), "anomalous": sum(one.anomalous for one in seen), "objects": len(found)}
+        outcome.head, outcome.templates_hash, outcome.classes_hash = judge.head, prompts.hash, short_hash(list(found))
         self._add_numbers(outcome, found, view)
-        file = _table(found, grid=_grid(tokens.tokens.shape[1], _size(view)) if tokens else None)
-        outcome.files = {"anomaly_reference.json" if self.normal else "anomaly.json": file}
-        outcome.shown = {one["row"] for one in file["examples"]}
+        places = next(iter(found.values())).maps
+        file = table(found, grid=None if places is None else grid_of(places.shape[1], _size(view)))
+        outcome.files = {f"{self.stem()}.json": file}
+        outcome.shown = {one["row"] for one in [*file["examples"], *file["spread"]]}
         return outcome
 
-    def _seen(self, view: View) -> tuple[list[Seen], Counter[str]]:
-        view.label_reads["scoring"] += 1
+    def stem(self) -> str:
+        """The name of the file, which tells ways to score apart."""
+        if self.adapter is not None:
+            return f"anomaly_{adapter_name(self.adapter)}{'_reference' if self.normal else ''}"
+        return f"anomaly{'_reference' if self.normal else ''}{'' if self.how == 'tokens' else f'_{self.how}'}"
+
+    def _by_words(self, view: View, prompts: Prompts) -> ByWords:
+        if self.mask is None and self.normal is None:
+            return ByWords(view, prompts, None, None)
+        patches, reference = self._patches(view), None
+        if self.normal is not None:
+            other = self._apart(view, self.normal)
+            tokens = self._patches(other)
+            reference = {name: flat(tokens[rows]) for name, rows in self._objects(other)[0].items()}
+        return ByWords(view, prompts, patches, reference)
+
+    def _patches(self, view: View) -> Tensor:
+        """Patches [N, P, D] of a view's pictures; those of a reducer stand nowhere, so none are reduced."""
+        if self.how == "tokens":
+            return view.image_tokens(reduce=False).tokens
+        return patch_maps(view, self.how, hidden=False).patches
+
+    def _by_adapter(self, view: View, prompts: Prompts, outcome: Outcome) -> ByAdapter:
+        assert self.adapter is not None
+        assert self.auxiliary is not None
+        views = {"auxiliary": view.beside(self.auxiliary)}
+        views |= {} if self.normal is None else {"normal": self._apart(view, self.normal)}
+        check_apart(view, views)
+        maps = {name: patch_maps(own, self.how, hidden=self.adapter.hidden) for name, own in views.items()}
+        support, told = self._examples(views["auxiliary"], maps["auxiliary"])
+        text = prompts.sides(view, self.object_name).float()
+        task = DenseTask(("normal", "anomalous"), text=text, support=support, seed=self.seed)
+        classifier = self.adapter.fit(view.encoder, task)
+        outcome.selection = {**described(classifier), **hashes(views), "auxiliary_images": len(support)}
+        outcome.selection |= {f"auxiliary_{reason}": count for reason, count in told.items()}
+        normal = None
+        if self.normal is not None:
+            normal = {name: maps["normal"].only(rows) for name, rows in self._objects(views["normal"])[0].items()}
+        own = patch_maps(view, self.how, hidden=self.adapter.hidden)
+        return ByAdapter(view, classifier, own, normal, name=adapter_name(self.adapter))
+
+    def _examples(self, other: View, maps: PatchMaps) -> tuple[DenseExamples, Counter[str]]:
+        """Auxiliary pictures with masks at the model's size, and why others were left out."""
+        seen, told = self._seen(other, purpose="learning")
+        masks, kept = list[Tensor](), list[Seen]()
+        for one in seen:
+            try:
+                masks.append(self._truth(other, one).short())
+                kept.append(one)
+            except BadSampleError as error:
+                told[error.reason] += 1
+        label = torch.tensor([int(one.anomalous) for one in kept])
+        rows = [one.row for one in kept]
+        return DenseExamples(maps.only(rows), torch.stack(masks), label, tuple(one.object for one in kept)), told
+
+    def _seen(self, view: View, *, purpose: str) -> tuple[list[Seen], Counter[str]]:
+        view.label_reads[purpose] += 1
         good, seen, skips = {word.lower() for word in self.good}, list[Seen](), Counter[str]()
         for row in range(len(view.encoded.kept)):
             try:
@@ -155,48 +179,24 @@ class Anomaly(BenchmarkPart):
             raise DataError(f"{view.dataset}: no picture has a label in {self.label}: {dict(skips)}")
         return seen, skips
 
-    def _references(self, view: View, normal: Data, skips: Counter[str]) -> dict[str, Tensor]:
-        """Patches [R, D] of the normal pictures of each object."""
+    def _apart(self, view: View, normal: Data) -> View:
         other = view.beside(normal)
         if other.opened.records.fingerprint == view.opened.records.fingerprint:
             raise DataError(f"{view.dataset}: normal are the pictures of data, which would be compared with themselves")
-        tokens = other.image_tokens(reduce=False)
-        skips.update({f"normal_{reason}": count for reason, count in other.encoded.reasons().items()})
-        found: dict[str, list[Tensor]] = {}
-        for row, patches in enumerate(tokens.tokens):
+        return other
+
+    def _objects(self, normal: View) -> tuple[dict[str, list[int]], Counter[str]]:
+        """Rows of the normal pictures of each object, and why others were left out."""
+        found, skips = dict[str, list[int]](), Counter[str](normal.encoded.reasons())
+        for row in range(len(normal.encoded.kept)):
             try:
                 field = self.object_field
-                name = label_of(other.fields(row, (field,)), field) if field else self.object_name
+                name = label_of(normal.fields(row, (field,)), field) if field else self.object_name
             except BadSampleError as error:
-                skips[f"normal_{error.reason}"] += 1
+                skips[error.reason] += 1
                 continue
-            found.setdefault(name, []).append(patches.float())
-        return {name: torch.cat(patches) for name, patches in found.items()}
-
-    def _scores(
-        self,
-        view: View,
-        seen: Sequence[Seen],
-        prompts: Prompts,
-        tokens: ImageTokens | None,
-        reference: Tensor | None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Scores [n] of pictures, and [n, P] of patches where these are asked for."""
-        rows = torch.tensor([one.row for one in seen])
-        direction, scale = prompts.direction(view, seen[0].object), view.encoder.scale
-        scores = torch.sigmoid(scale * view.image[rows].double() @ direction)  # of two, softmax is the difference's
-        if tokens is None:
-            return scores, None
-        maps, device = torch.empty(len(rows), tokens.tokens.shape[1]), view.encoder.device
-        known = None if reference is None else reference.to(device)
-        for place, row in enumerate(rows.tolist()):
-            patches = tokens.tokens[row].float()
-            maps[place] = torch.sigmoid(scale * patches.double() @ direction)
-            if known is not None:
-                far = ((1 - (patches.to(device) @ known.T).amax(dim=1)) / 2).cpu()
-                maps[place] = (maps[place] + far) / 2
-                scores[place] = (scores[place] + far.max()) / 2
-        return scores, maps
+            found.setdefault(name, []).append(row)
+        return found, skips
 
     def _numbers(
         self, view: View, seen: Sequence[Seen], scores: Tensor, maps: Tensor | None, skips: Counter[str]
@@ -207,7 +207,7 @@ class Anomaly(BenchmarkPart):
             return [pictures]
         pixels, size = AnomalyLocalization(self.limit), _size(view)
         lost = Counter[str]()
-        for one, patches in zip(seen, maps.view(len(maps), 1, 1, *_grid(maps.shape[1], size))):
+        for one, patches in zip(seen, maps.view(len(maps), 1, 1, *grid_of(maps.shape[1], size))):
             try:
                 truth = self._truth(view, one)
             except BadSampleError as error:
@@ -268,29 +268,3 @@ class Anomaly(BenchmarkPart):
 def _size(view: View) -> tuple[int, int]:
     height, width = view.encoder.dual.transform.size
     return height, width
-
-
-def _grid(patches: int, size: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of square patches that tile a picture of this size."""
-    height, width = size
-    down = round(math.sqrt(patches * height / width))
-    if down * (across := patches // max(1, down)) != patches:
-        raise ValueError(f"{patches} patches do not tile a picture of {height} x {width}; maps need a grid")
-    return down, across
-
-
-def _table(found: dict[str, Scored], *, grid: tuple[int, int] | None) -> dict[str, Any]:
-    """All scores; and the normal pictures that score most and anomalous ones that score least, with their maps."""
-    columns: dict[str, list[Any]] = {"rows": [], "objects": [], "anomalous": [], "scores": []}
-    kinds: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
-    for scored in found.values():
-        for place, (one, score) in enumerate(zip(scored.seen, scored.scores.tolist())):
-            for column, value in zip(columns.values(), (one.row, one.object, one.anomalous, score)):
-                column.append(value)
-            shown = {"row": one.row, "object": one.object, "anomalous": one.anomalous, "score": score}
-            kinds[one.anomalous].append({**shown, "map": None if scored.maps is None else scored.maps[place]})
-    normal, anomalous = (sorted(kind, key=lambda one: float(one["score"])) for kind in kinds)
-    examples = [*normal[::-1][:SHOWN], *anomalous[:SHOWN]]
-    for shown in examples:
-        shown["map"] = None if shown["map"] is None else [round(value, 4) for value in shown["map"].tolist()]
-    return {"schema": 1, "grid": None if grid is None else list(grid), **columns, "examples": examples}

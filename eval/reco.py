@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from eval.data import Data, DataField
-from eval.segment import Scorer, Segmented, Words
+from eval.pixel_words import Words
+from eval.segment import Scorer, Segmented
 from eval.view import View
 from eval.windows import dense_encoder
 from vlp.adapters.task import Task

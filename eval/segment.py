@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
-import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from eval.adapted import Adapted, DenseAdapterPart, WindowMaker, adapter_name, check_adapter
 from eval.benchmark import BenchmarkPart, Outcome
 from eval.classify import class_names, class_templates
 from eval.data import Data, DataField
 from eval.masks import IGNORED, Masks
 from eval.overlays import Overlays
+from eval.pixel_words import Background, Scored, Words, best_threshold, pixel_state, words_of
 from eval.view import View
 from eval.windows import Resize, Size, assembled, layout, look
 from vlp.adapters.task import Task, short_hash
@@ -23,51 +23,9 @@ from vlp.adapters.zeroshot import ZeroShot
 from vlp.data.schema import DataError
 from vlp.metrics import segmentation
 from vlp.models.dense import DenseTower, How, denoised, grid_of, halves, key_smoothed
-from vlp.registry import Part, nearest
 from vlp.types import BadSampleError
 
-Scorer = Callable[[Tensor], Tensor]  # tokens [n, P, W] of DenseTower -> scores [n, P, number of texts]
-
-
-class Background(Part):
-    """Which class is everything else, and how a pixel comes to it.
-
-    By its own name, or by the highest score of `texts`, names of what else may be seen; or, without words, where no
-    other class reaches `threshold`, which is chosen among `candidates` by mean_iou on `validation` if none is given.
-    """
-
-    name: str
-    texts: tuple[str, ...] = ()
-    threshold: float | None = Field(None, gt=0, lt=1)
-    candidates: tuple[float, ...] = Field(tuple(step / 20 for step in range(1, 20)), min_length=1)
-
-
-@dataclass(frozen=True)
-class Words:
-    """What pixels are compared with: C classes and the texts that stand for them."""
-
-    names: tuple[str, ...]
-    templates: tuple[str, ...]
-    texts: tuple[str, ...]
-    owner: Tensor  # class of each text
-    background: int | None
-
-    def by_class(self, scores: Tensor, threshold: float | None) -> Tensor:
-        """Scores [C, h, w] of those [texts, h, w]: the highest of a class's texts; the background's may be constant."""
-        owner = self.owner.to(scores.device)[:, None, None].expand_as(scores)
-        found = scores.new_full((len(self.names), *scores.shape[1:]), -torch.inf)
-        found = found.scatter_reduce(0, owner, scores, "amax")
-        if threshold is not None and self.background is not None:
-            found[self.background] = threshold
-        return found
-
-
-class Scored(NamedTuple):
-    """One picture: scores [texts, h, w] and true classes [h, w] of its pixels."""
-
-    row: int
-    scores: Tensor
-    truth: Tensor
+Scorer = Callable[[Tensor], Tensor]  # tokens [n, P, W] of DenseTower -> scores [n, P, texts], or [n, texts, h, w]
 
 
 class Segmented(BenchmarkPart):
@@ -97,7 +55,7 @@ class Segmented(BenchmarkPart):
     @model_validator(mode="after")
     def _one_background(self) -> Segmented:
         own = self.background
-        if self.validation is not None and own is None:
+        if self.validation is not None and own is None and not self.learns:
             raise ValueError("validation chooses the background's threshold; say which class it is: background: {name}")
         given = [] if own is None else [bool(own.texts), own.threshold is not None, self.validation is not None]
         if sum(given) > 1:
@@ -114,8 +72,15 @@ class Segmented(BenchmarkPart):
         return tuple(self.named.values())
 
     @property
+    def learns(self) -> bool:
+        """Whether pictures teach it, so that validation is for that and the background is a class like the others."""
+        return False
+
+    @property
     def by_threshold(self) -> bool:
         """Whether the background has no words: scores must then be shares."""
+        if self.learns:
+            return False
         return self.validation is not None or (self.background is not None and self.background.threshold is not None)
 
     @property
@@ -139,12 +104,13 @@ class Segmented(BenchmarkPart):
 
     def measure(self, view: View) -> Outcome:
         """mean_iou, pixel_accuracy, mean_class_accuracy, and where there is a background mean_iou_foreground."""
-        words = self._words(view)
+        names, templates = class_names(self.names, view), class_templates(self.templates, view)
+        words = words_of(names, templates, self.background, by_threshold=self.by_threshold, dataset=view.dataset)
         skips = Counter[str](reasons_beside(view, self.named))
         scorer = self.scorer(view, words)
         threshold, selection = self._threshold(view, words, scorer, skips)
         view.label_reads["scoring"] += 1
-        state = self._state(words)
+        state = pixel_state(words)
         overlays = Overlays(view, words.names, count=self.shown, plain=words.background)
         ignored = n = 0
         for picture in self._scored(view, words, scorer, skips):
@@ -164,7 +130,7 @@ class Segmented(BenchmarkPart):
             counts=counts | {"pixels_ignored": ignored},
             ci95=state.intervals(n_boot=self.n_boot),
             chance=state.chance(),
-            head=self.how,
+            head=self.head,
             templates_hash=short_hash(words.templates),
             classes_hash=short_hash(words.names),
             skips=dict(skips),
@@ -173,38 +139,32 @@ class Segmented(BenchmarkPart):
             shown={one["row"] for one in overlays.made},
         )
 
+    @property
+    def head(self) -> str:
+        """What scores, for records."""
+        return self.how
+
     def suffix(self) -> str:
         """What tells the files of several ways to segment apart."""
         return "" if self.method == self.how else f"_{self.how}" if self.method == "maskclip" else f"_{self.method}"
 
+    def title(self) -> str:
+        """The name of the way to segment, for reports."""
+        return f"{self.method}, {self.how}" if self.method != self.how else self.method
+
     def _file(self, words: Words, state: segmentation.Segmentation, overlays: Overlays) -> dict[str, Any]:
         names = [name if words.names.count(name) == 1 else f"{name} {n}" for n, name in enumerate(words.names)]
-        title = f"{self.method}, {self.how}" if self.method != self.how else self.method
         pixels = dict(zip(names, state.confusion().sum(dim=1).tolist()))
         iou = dict(zip(names, state.class_iou()))
-        return {"schema": 1, "name": title, "iou": iou, "pixels": pixels, "overlays": overlays.made}
-
-    def _words(self, view: View) -> Words:
-        names = class_names(self.names, view)
-        templates, own = class_templates(self.templates, view), self.background
-        if own is not None and own.name not in names:
-            raise ValueError(f'{view.dataset}: background.name "{own.name}" is no class{nearest(own.name, names)}')
-        background = None if own is None else names.index(own.name)
-        worded = own is None or not (own.texts or self.by_threshold)
-        pairs = [(name, number) for number, name in enumerate(names) if worded or number != background]
-        if own is not None and background is not None:
-            pairs += [(text, background) for text in own.texts]
-        texts, owner = zip(*pairs)
-        return Words(names, templates, texts, torch.tensor(owner), background)
-
-    def _state(self, words: Words) -> segmentation.Segmentation:
-        return segmentation.Segmentation(len(words.names), ignore_index=IGNORED, background=words.background)
+        return {"schema": 1, "name": self.title(), "iou": iou, "pixels": pixels, "overlays": overlays.made}
 
     def _threshold(
         self, view: View, words: Words, scorer: Scorer, told: Counter[str]
     ) -> tuple[float | None, dict[str, str | int]]:
         """The background's threshold and what the record says of it; test masks play no part."""
         own = self.background
+        if isinstance(scorer, Adapted):
+            return None, scorer.selection
         if own is None or self.validation is None:
             given = None if own is None else own.threshold
             return given, {"split": "none", **({} if given is None else {"background_threshold": f"{given:g}"})}
@@ -215,21 +175,16 @@ class Segmented(BenchmarkPart):
                 "pictures that are measured; give other data, or background.threshold"
             )
         held.label_reads["choosing"] += 1
-        states, skips = [self._state(words) for _ in own.candidates], Counter[str]()
-        for picture in self._scored(held, words, scorer, skips):
-            for state, value in zip(states, own.candidates):
-                scores = words.by_class(picture.scores, value)
-                state.update(segmentation.predicted_classes(scores[None], picture.truth[None]), picture.truth[None])
+        skips = Counter[str]()
+        best = best_threshold(own, words, self._scored(held, words, scorer, skips))
         told.update({f"validation_{reason}": count for reason, count in skips.items()})
-        reached = [state.compute().get("mean_iou") for state in states]
-        if reached[0] is None:
+        if best is None:
             raise DataError(f"{view.dataset}: no pixel of validation has a class: {dict(skips)}")
-        best = max(range(len(reached)), key=lambda place: reached[place] or 0.0)  # the first of equals
-        return own.candidates[best], {
+        return best, {
             "split": "validation",
             "candidates": len(own.candidates),
             "criterion": "mean_iou",
-            "background_threshold": f"{own.candidates[best]:g}",
+            "background_threshold": f"{best:g}",
             "validation_hash": held.opened.records.fingerprint,
         }
 
@@ -242,8 +197,9 @@ class Segmented(BenchmarkPart):
             except BadSampleError as error:
                 skips[error.reason] += 1
                 continue
-            scores = scorer(seen.tokens.to(device)).transpose(1, 2)  # [windows, texts, P]
-            maps = scores.unflatten(2, grid_of(scores.shape[2], window))
+            maps = scorer(seen.tokens.to(device))
+            if maps.ndim == 3:
+                maps = maps.transpose(1, 2).unflatten(2, grid_of(maps.shape[1], window))
             yield Scored(seen.row, assembled(maps, seen.layout, window, seen.mask.shape).cpu(), truth)
 
     def arrange(self, window: Size) -> Callable[[Size], Any]:
@@ -263,6 +219,9 @@ class Segmentation(Segmented):
     prompt_denoising: classes that reach this probability nowhere in a window are out (paper: 0.5). key_smoothing:
     patches below this probability (1: all, as released) become means over patches with like keys. With one of them, or
     a threshold for the background, probabilities are interpolated, else logits. No CRF.
+
+    adapter: what is compared and how is learned from `train`, whose pictures are cut into windows as those of data are;
+    `validation` then chooses what the adapter has to choose, such as an epoch. The background is named like the others.
     """
 
     task: ClassVar[str] = "zeroshot_segmentation"
@@ -271,12 +230,52 @@ class Segmentation(Segmented):
     prompt_denoising: float | None = Field(None, gt=0, lt=1)
     key_smoothing: float | None = Field(None, gt=0, le=1)
     scale: float | None = Field(None, gt=0)  # default: the model's
+    adapter: DenseAdapterPart | None = None
+    train: DataField | None = None
+    seed: int = 0  # of what the adapter draws
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Segmentation:
+        own, refined = self.background, (self.prompt_denoising, self.key_smoothing, self.scale) != (None,) * 3
+        if self.adapter is None:
+            if self.train is not None:
+                raise ValueError("train teaches an adapter: give one, such as adapter: denseclip, or leave train out")
+            return self
+        check_adapter(self.adapter, "pixels", self.train, "train")
+        if refined or (own is not None and (own.texts or own.threshold is not None)):
+            raise ValueError(
+                "adapter: scores every class by itself; leave out prompt_denoising, key_smoothing, scale, and of "
+                "background all but its name"
+            )
+        return self
+
+    @property
+    def learns(self) -> bool:
+        return self.adapter is not None
+
+    @property
+    def named(self) -> dict[str, Data]:
+        return {**super().named, **({} if self.train is None else {"train": self.train})}
+
+    @property
+    def head(self) -> str:
+        return f"{adapter_name(self.adapter)} on {self.how}" if self.adapter else self.how
+
+    def suffix(self) -> str:
+        return f"_{adapter_name(self.adapter)}" if self.adapter else super().suffix()
+
+    def title(self) -> str:
+        return self.head if self.adapter else super().title()
 
     @property
     def beside(self) -> How | Literal["keys"] | None:
-        return "keys" if self.key_smoothing else None
+        return "hidden" if self.adapter and self.adapter.hidden else "keys" if self.key_smoothing else None
 
     def scorer(self, view: View, words: Words) -> Scorer:
+        if self.adapter is not None:
+            tower = self.tower(view)
+            windows = WindowMaker(tower, self.masks, self.arrange(tower.transform.size), words, self.batch)
+            return Adapted.fitted(self.adapter, view, windows, self.train, self.validation, seed=self.seed)
         if len(words.texts) < 2:
             raise ValueError(
                 f'{view.dataset}: "{words.texts[0]}" is the only class with words, and has all of the probability '

@@ -36,9 +36,10 @@ LAYERS = {
     **dict.fromkeys(("vlp.embed", "vlp.trained"), 4),
     **dict.fromkeys(("vlp.run", "vlp.adapters", "vlp.explain"), 5),
     **dict.fromkeys(("vlp.prepare", "vlp.state", "vlp.journal", "vlp.trainer", "vlp.search", "vlp.api"), 6),
-    **dict.fromkeys(("vlp.explained", "vlp.continual"), 6),
+    **dict.fromkeys(("vlp.explained", "vlp.continual", "vlp.tune"), 6),
     **dict.fromkeys(("eval", "data_tools", "vlp.sequence"), 7),
-    **dict.fromkeys(("vlp", "vlp.cli", "vlp.search_cli", "vlp.continual_cli", "vlp.doctor", "train"), 8),
+    **dict.fromkeys(("vlp", "vlp.cli", "vlp.search_cli", "vlp.continual_cli", "vlp.tune_cli"), 8),
+    **dict.fromkeys(("vlp.doctor", "train"), 8),
 }
 # Within one layer: who may know whom.
 BESIDE = {
@@ -52,6 +53,7 @@ BESIDE = {
     ("vlp.cli", "vlp.doctor"),
     ("vlp.cli", "vlp.search_cli"),
     ("vlp.cli", "vlp.continual_cli"),
+    ("vlp.cli", "vlp.tune_cli"),
     ("train", "vlp.cli"),
 }
 # Of a lower package, only this: towers know the picture transform and nothing else of data; adapters no model at all.
@@ -68,6 +70,9 @@ DOCUMENTED = {
     "schedule": ("docs/losses.md", "Schedules"),
     "companion": ("docs/losses.md", "Companions"),
     "adapter": ("docs/adapters.md", "Adapters"),
+    "dense adapter": ("docs/adapters.md", "Dense adapters"),
+    "classifier": ("docs/tune.md", "Classifiers"),
+    "protocol": ("docs/tune.md", "Protocols"),
     "source": ("docs/data.md", "Sources"),
     "tokenizer": ("docs/data.md", "Tokenizers"),
     "data tool": ("docs/data.md", "Tools"),
@@ -78,6 +83,7 @@ CONFIG_TYPES = {  # folder under configs/ -> what its files load into
     "train": "vlp.run:Run",
     "eval": "eval.suite:Suite",
     "continual": "vlp.continual:Continual",
+    "tune": "eval.tuning:Tuning",
 }
 
 SKIPPED = (".git", ".venv*", "__pycache__", ".*_cache", ".hypothesis", "*.egg-info", "dist", "build", "wandb")
@@ -616,7 +622,7 @@ def _check_command(page: str, words: list[str]) -> None:
     name = " ".join(words[:2]) if " ".join(words[:2]) in known else words[0]
     assert name in known, f"{page}: there is no command vlp {name}"
     rest = words[len(name.split()) :]
-    name = "eval run" if name == "eval" else name  # what is no command of the group is what to measure
+    name = f"{name} run" if name in ("eval", "tune") else name  # what is no command of the group is what to measure
     options = {option for parameter in known[name].params for option in (*parameter.opts, *parameter.secondary_opts)}
     unknown = [word for word in rest if word.startswith("--") and word not in options]
     assert not unknown, f"{page}: vlp {name} has no option {unknown[0]}"

@@ -189,9 +189,11 @@ def _mount() -> None:
     from eval.__main__ import compare_app
     from vlp.continual_cli import app as continual_app
     from vlp.search_cli import app as search_app
+    from vlp.tune_cli import app as tune_app
 
     app.add_typer(data_app, name="data", help="Make, check, describe and filter shards.")
     app.add_typer(eval_app, name="eval")
+    app.add_typer(tune_app, name="tune")
     for sub in (compare_app, search_app, continual_app):
         app.registered_commands.extend(sub.registered_commands)
 

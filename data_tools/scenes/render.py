@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from data_tools.scenes import vocabulary as words
+from data_tools.scenes.defects import Planted, plant
 from data_tools.scenes.facts import Scene, Thing
 from data_tools.scenes.styles import Style, style_of
 
@@ -18,29 +19,40 @@ OVER = 3  # supersampling
 
 
 class Drawn(NamedTuple):
-    """A picture; which thing each pixel shows (0: background, i + 1: things[i]); per thing its box and visibility."""
+    """A picture; which thing each pixel shows (0: background, i + 1: things[i]); per thing its box and visibility.
+
+    Where a part is missing, pixels show the background; boxes and visibility are those of the whole thing.
+    """
 
     image: Image.Image  # RGB, size x size
     mask: np.ndarray  # uint8 [size, size]
     boxes: list[tuple[int, int, int, int]]  # x0, y0, x1, y1 (exclusive) of the whole thing, hidden parts included
     visible: list[float]  # share of the thing's pixels that no later thing covers
+    defect: Planted | None = None
 
 
-def draw(scene: Scene, size: int, rng: random.Random) -> Drawn:
-    """The scene at `size` x `size` pixels; later things lie over earlier ones."""
+def draw(scene: Scene, size: int, rng: random.Random, *, flaw: tuple[str, random.Random] | None = None) -> Drawn:
+    """The scene at `size` x `size` pixels; later things lie over earlier ones.
+
+    flaw: kind of a defect to plant, and what it is drawn from, so that nothing else of the picture changes.
+    """
     style = style_of(scene.style)
     canvas = _background(scene.background, size * OVER).copy()
     style.prepare(canvas, rng)
+    bare = canvas.copy() if flaw else canvas
     index = np.zeros((size, size), np.uint8)
     shapes: list[np.ndarray] = []
     for number, thing in enumerate(scene.things, start=1):
         whole = _draw_thing(canvas, thing, scene, style, rng)
         shapes.append(whole)
         index[whole] = number
+    defect = plant(canvas, bare, scene, index, *flaw) if flaw else None
     image = style.finish(canvas.reduce(OVER), rng)
     boxes = [_box(shape) for shape in shapes]
     visible = [float((index[s] == i).mean()) if s.any() else 0.0 for i, s in enumerate(shapes, start=1)]
-    return Drawn(image, index, boxes, [round(v, 4) for v in visible])
+    if defect is not None and defect.kind == "missing":
+        index = np.where(defect.mask, 0, index).astype(np.uint8)
+    return Drawn(image, index, boxes, [round(v, 4) for v in visible], defect)
 
 
 def _draw_thing(canvas: Image.Image, thing: Thing, scene: Scene, style: Style, rng: random.Random) -> np.ndarray:

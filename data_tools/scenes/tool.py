@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from PIL import Image
 from pydantic import Field, field_validator
 
@@ -17,6 +18,7 @@ from data_tools.dataset import write_dataset
 from data_tools.progress import progress
 from data_tools.scenes import vocabulary
 from data_tools.scenes.captions import Texts, write_texts
+from data_tools.scenes.defects import draw_kind
 from data_tools.scenes.facts import Scene, draw_scene
 from data_tools.scenes.render import Drawn, draw
 from data_tools.texts import dataset_captions, fingerprint
@@ -29,7 +31,11 @@ MAX_REDRAWS = 500
 
 
 class Scenes(Part):
-    """Pictures of coloured shapes with captions, hard negatives, boxes and masks: data that anyone can make."""
+    """Pictures of coloured shapes with captions, hard negatives, boxes and masks: data that anyone can make.
+
+    With `defects` every sample has `condition` (normal or defect) and `defect` (null, or its kind, the object and its
+    share of that) in the JSON, and a member defect.png, not 0 where the defect is; else scenes are those without.
+    """
 
     split: str = "train"
     count: int = Field(default=10_000, ge=1)
@@ -37,6 +43,7 @@ class Scenes(Part):
     size: int = Field(default=64, ge=32, le=1024)
     variant: Literal["captions", "labelled"] = "captions"
     styles: tuple[str, ...] = vocabulary.STYLES
+    defects: float = Field(default=0.0, ge=0, le=1)  # share of the pictures in which one thing has a defect
     format: Literal["jpg", "png"] = "jpg"
     shard_size: int = Field(default=1000, ge=1)
     exclude: tuple[Path, ...] = ()  # data sets that no caption may be shared with
@@ -95,10 +102,8 @@ class Scenes(Part):
         return scene, write_texts(scene, rng)
 
     def _provenance(self, exclude: list[Path]) -> tuple[dict[str, Any], dict[int, int]]:
-        settings = self.model_dump(
-            mode="json",
-            exclude={"exclude", "unique_captions", "workers", "shard_range", "overwrite", "count", "shard_size"},
-        )
+        plain = {"exclude", "unique_captions", "workers", "shard_range", "overwrite", "count", "shard_size"}
+        settings = self.model_dump(mode="json", exclude=plain if self.defects else plain | {"defects"})
         forbidden = {fingerprint(caption) for folder in exclude for caption in dataset_captions(folder)}
         made_by = {
             "tool": "data_tools scenes",
@@ -150,20 +155,30 @@ class SceneMaker:
 
     def picture(self, index: int, scene: Scene) -> Drawn:
         """The pixels of scene `index`."""
-        return draw(scene, self.scenes.size, random.Random(f"pixels {VERSION} {self.scenes.seed} {index}"))
+        rng = random.Random(f"pixels {VERSION} {self.scenes.seed} {index}")
+        lot = random.Random(f"defect {VERSION} {self.scenes.seed} {index}")
+        kind = draw_kind(lot, self.scenes.defects)
+        return draw(scene, self.scenes.size, rng, flaw=(kind, lot) if kind else None)
 
 
 def record(scenes: Scenes, index: int, scene: Scene, texts: Texts, drawn: Drawn) -> Record:
-    """The members of one scene: picture, json, txt (the caption), mask.png, and cls when labelled."""
+    """The members of one scene: picture, json, txt (the caption), mask.png, cls when labelled, perhaps defect.png."""
     facts: dict[str, Any] = {**texts._asdict(), "objects": describe(scene, drawn)}
     facts |= {"background": scene.background, "style": scene.style, "seed": scenes.seed, "index": index}
     members: dict[str, bytes] = {scenes.format: _encode(drawn.image, scenes.format)}
     if scene.label is not None:
         facts |= {"label": scene.label, "class": vocabulary.CLASSES[scene.label]}
         members["cls"] = str(scene.label).encode()
+    if scenes.defects:
+        found = drawn.defect
+        facts["condition"] = "normal" if found is None else "defect"
+        facts["defect"] = found and {"kind": found.kind, "object": found.thing, "share": found.share}
     members["json"] = json.dumps(facts, ensure_ascii=False).encode()
     members["txt"] = texts.caption.encode()
     members["mask.png"] = _encode(Image.fromarray(drawn.mask), "png")
+    if scenes.defects:
+        marked = np.zeros_like(drawn.mask) if drawn.defect is None else drawn.defect.mask.astype(np.uint8) * 255
+        members["defect.png"] = _encode(Image.fromarray(marked), "png")
     return Record(f"{scenes.split}-{index:07d}", members)
 
 

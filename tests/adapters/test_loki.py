@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 from tests.eval.colours import ColourDual
 from vlp.adapters.descriptions import Descriptions
 from vlp.adapters.loki import Loki, LokiClassifier, tree_distance
-from vlp.adapters.task import Task
+from vlp.adapters.task import Examples, Task
 from vlp.adapters.zeroshot import ZeroShot
 from vlp.embed import Encoder
 
@@ -117,3 +117,15 @@ def test_trees_that_leave_a_label_out_are_refused():
         tree_distance(["a", "b"], [["a"]])
     with pytest.raises(ValueError, match="not both"):
         Loki(file="x", tree=PATHS)
+
+
+def test_a_task_over_some_classes_renumbers_its_pictures() -> None:
+    image = torch.eye(4)
+    support = Examples(image, torch.tensor([0, 2, 1, 2]), keys=("a", "b", "c", "d"))
+    task = Task(("x", "y", "z"), text=torch.randn(3, 1, 4), support=support, unlabelled=support.unlabelled())
+    found = task.over([2, 0])
+    assert found.names == ["z", "x"]
+    assert found.support is not None and found.support.known.tolist() == [1, 0, 0]
+    assert found.support.keys == ("a", "b", "d")
+    assert found.text is not None and task.text is not None and torch.equal(found.text, task.text[[2, 0]])
+    assert found.unlabelled is task.unlabelled

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from torch.nn.functional import normalize
 
-from eval.anomaly import ANOMALOUS_STATES, NORMAL_STATES, TEMPLATES, Anomaly
+from eval.anomaly import Anomaly
+from eval.anomaly_words import ANOMALOUS_STATES, NORMAL_STATES, TEMPLATES
 from eval.data import open_data
 from eval.suite import Suite, run_suite
 from eval.view import View

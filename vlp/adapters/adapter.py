@@ -37,6 +37,17 @@ class Adapter(Part):
         """A classifier over all names of the task."""
         raise NotImplementedError
 
+    def transfer(self, encoder: Any, classifier: Any, task: Task) -> Any:
+        """A classifier over the names of `task`, other classes than those that `classifier` was fitted to.
+
+        What was learned is applied to them, and nothing is learned: `task` holds words, and `query` for a transductive
+        adapter. An adapter that learns from no pictures is fitted to the names; others say how, or refuse here.
+        """
+        if self.wants or self.transductive:
+            name = type(self).__name__
+            raise NotImplementedError(f"{name} learns weights of its own classes only, so there are none of other ones")
+        return self.fit(encoder, task)
+
     def given(self, task: Task, what: Given) -> Examples:
         """That part of the task; ValueError saying who needs it and where it comes from."""
         found: Examples | None = getattr(task, what)
@@ -57,7 +68,8 @@ def class_features(encoder: Any, task: Task) -> Float[Tensor, "C M D"]:
         return task.text
     prompts = [fill(template, name) for name in task.names for template in task.templates]
     features: Tensor = encoder.texts(prompts)
-    return features.unflatten(0, (len(task.names), len(task.templates)))
+    found: Tensor = features.unflatten(0, (len(task.names), len(task.templates)))
+    return found
 
 
 def class_weights(encoder: Any, task: Task) -> Float[Tensor, "C D"]:

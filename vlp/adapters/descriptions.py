@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -18,7 +18,7 @@ from pydantic import field_validator, model_validator
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from vlp.adapters.adapter import Adapter
+from vlp.adapters.adapter import Adapter, Level
 from vlp.adapters.classifier import LinearClassifier
 from vlp.adapters.task import Task, short_hash
 from vlp.embed import Encoder
@@ -39,6 +39,8 @@ class Descriptions(Adapter):
     the task's templates to every class, each with the weight of a sentence. Ours: a class without a sentence is refused
     by name, or stands by its templates alone with `missing: template`; names match exactly, never by resemblance.
     """
+
+    level: ClassVar[Level] = "text"
 
     file: str | None = None
     sentences: dict[str, tuple[str, ...]] | None = None

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float, Int
 from pydantic import field_validator, model_validator
 from torch import Tensor
 
-from vlp.adapters.adapter import Adapter
+from vlp.adapters.adapter import Adapter, Level
 from vlp.adapters.classifier import LinearClassifier
 from vlp.adapters.descriptions import check_phrase, fill_phrase, read_json, said_missing
 from vlp.adapters.task import Task, short_hash
@@ -34,6 +34,8 @@ class Hierarchy(Adapter):
     A path is "Fruit/Apple" or ["Fruit", "Apple"]. A class of which the tree knows nothing is refused, or stands for
     itself with `missing: itself`.
     """
+
+    level: ClassVar[Level] = "text"
 
     file: str | None = None
     parents: dict[str, ParentPath] | None = None
@@ -70,7 +72,7 @@ class Hierarchy(Adapter):
         pairs = [(place, name) for place, upper in enumerate(task.names) for name in below[upper]]
         phrases = [self._phrase(name, task.names[place], tree) for place, name in pairs]
         return SubclassClassifier(
-            ZeroShot().fit(encoder, replace(task, names=phrases)),
+            ZeroShot().fit(encoder, replace(task, names=phrases, text=None)),
             ZeroShot().fit(encoder, task) if self.reweight else None,
             owner=torch.tensor([place for place, _ in pairs]),
             names=task.names,
@@ -85,7 +87,7 @@ class Hierarchy(Adapter):
     def _named(self, encoder: Encoder, task: Task, tree: Mapping[str, Sequence[str]]) -> LinearClassifier:
         self._refuse(task, [name for name in task.names if not tree.get(name)], tree)
         phrases = [self._phrase(name, tree[name][-1], tree) if tree.get(name) else name for name in task.names]
-        made = ZeroShot().fit(encoder, replace(task, names=phrases))
+        made = ZeroShot().fit(encoder, replace(task, names=phrases, text=None))
         about = {"adapter": "hierarchy", "how": self.how, "prompts_hash": short_hash(phrases)}
         return LinearClassifier(made.weight, names=task.names, scale=made.scale, about=about)
 

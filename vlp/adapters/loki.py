@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Annotated, Any
 
 import torch
@@ -55,7 +54,7 @@ class Loki(Adapter):
         observed = self._observed(task)
         names = [task.names[place] for place in observed]
         squared = self._squared(encoder, task)
-        inner = self.of.fit(encoder, replace(task, names=names))
+        inner = self.of.fit(encoder, task.over(observed))
         return LokiClassifier(
             inner,
             squared,

@@ -93,6 +93,27 @@ class Task:
             if given is not None and len(given) and int(given.known.max()) >= len(self.names):
                 raise ValueError(f"{what} has label {int(given.known.max())}, but there are {len(self.names)} classes")
 
+    def over(self, places: Sequence[int]) -> Task:
+        """The task of these classes alone, numbered in this order; labelled pictures of other classes are left out."""
+        number = torch.full((len(self.names),), -1)
+        number[torch.as_tensor(places, dtype=torch.long)] = torch.arange(len(places))
+
+        def kept(examples: Examples | None) -> Examples | None:
+            if examples is None:
+                return None
+            label = number[examples.known]
+            own = examples.only((label >= 0).nonzero().flatten())
+            return replace(own, label=label[label >= 0])
+
+        return replace(
+            self,
+            names=[self.names[place] for place in places],
+            text=None if self.text is None else self.text[torch.as_tensor(places, dtype=torch.long)],
+            support=kept(self.support),
+            validation=kept(self.validation),
+            test=kept(self.test),
+        )
+
     @property
     def names_hash(self) -> str:
         return short_hash(self.names)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from vlp.adapters.adapter import Adapter
+from vlp.adapters.adapter import Adapter, Level
 from vlp.adapters.task import Task
 from vlp.embed import Encoder
 from vlp.kernels.late import PadMax
@@ -29,6 +29,8 @@ class TokenZeroShot(Adapter):
     pooled head alone, with `mean_sim` that of `zeroshot`. Tokens have the scale of the loss that compared them, if it
     has one of its own or a fixed temperature; else, and in the pooled head, it is the model's.
     """
+
+    level: ClassVar[Level] = "towers"
 
     combine: Combine = "mean_sim"
     blend: float = Field(0.0, ge=0.0, le=1.0)

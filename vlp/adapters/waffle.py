@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import string
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, field_validator
 
-from vlp.adapters.adapter import Adapter
+from vlp.adapters.adapter import Adapter, Level
 from vlp.adapters.classifier import LinearClassifier
 from vlp.adapters.descriptions import (
     How,
@@ -57,6 +57,8 @@ class Waffle(Adapter):
     average length of these. Average over several seeds; `how` as in `descriptions` (the paper's code averages scores).
     Ours: characters are the letters a to z and the verb is drawn, where theirs takes both from descriptions.
     """
+
+    level: ClassVar[Level] = "text"
 
     draws: int = Field(15, ge=1)
     like: str | None = None

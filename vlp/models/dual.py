@@ -16,6 +16,7 @@ from vlp.data.transforms import Preprocess
 from vlp.models.groups import Captions, run_captions, together
 from vlp.models.image import ImageOutput, ImageTower, image_tower
 from vlp.models.prefix import Prefixes, make_room, prefixed, run_behind
+from vlp.models.prompting import Prompted
 from vlp.models.text_clip import ClipText, TextOutput, TextTower
 from vlp.registry import nearest
 from vlp.text.tokenizers import TokenizerPart
@@ -36,7 +37,7 @@ class Towers(NamedTuple):
     image_pooled: Tensor  # [B, D], what is made of unit norm in `features.image`
 
 
-class Dual(nn.Module):
+class Dual(Prompted, nn.Module):
     """Image and text tower, scale, bias, and the heads of the run's losses.
 
     Parameters are named as open_clip's CustomTextCLIP names them (`visual.*`, `text.*`, `logit_scale`), the heads

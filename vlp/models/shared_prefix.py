@@ -2,7 +2,8 @@
 
 In a causal tower what stands behind a token cannot change it, so keys and values of a common beginning are the same for
 all texts that have it. A text is cut into a beginning that it shares and the rest, which looks at the stored keys and
-values. Exact up to the order of sums: the features are those of whole texts.
+values. Exact up to the order of sums: the features are those of whole texts. Learned prompts in front of class names
+are such a beginning, too: `run_begun` takes embeddings and hands gradients back.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
 
 from vlp.models.blocks import can_pool_early
+from vlp.models.groups import plan
 from vlp.models.text_clip import ClipText
 
 
@@ -99,7 +101,7 @@ def run_shared(tower: ClipText, ids: Sequence[Sequence[int]], *, budget: int) ->
             beginnings = torch.tensor(
                 [list(ids[group.places[0]][:length]) for group in some], dtype=torch.long, device=device
             )
-            stored = _begin(tower, beginnings)
+            stored = _begin(tower, _placed(tower, tower.embed(beginnings), 0))
             owner = {place: row for row, group in enumerate(some) for place in group.places}
             for places in _batches(ids, list(owner), length, budget):
                 rest = [ids[place][length:] for place in places]
@@ -107,7 +109,27 @@ def run_shared(tower: ClipText, ids: Sequence[Sequence[int]], *, budget: int) ->
                 padded = torch.tensor([[*row, *[row[-1]] * (width - len(row))] for row in rest], device=device)
                 end = torch.tensor([len(row) - 1 for row in rest], device=device)
                 rows = torch.tensor([owner[place] for place in places], device=device)
-                yield places, _finish(tower, padded, end, stored, rows, length)
+                yield places, _finish(tower, _placed(tower, tower.embed(padded), length), end, stored, rows)
+
+
+def run_begun(
+    tower: ClipText, begin: Tensor, rest: Tensor, end: Tensor, of: Tensor, *, deep: Sequence[Tensor] = (), at: int = 0
+) -> Tensor:
+    """Pooled vectors [n, D] of texts of embeddings: row i is begin[of[i]] [p, width], then rest[i] up to end[i].
+
+    Differentiable; nothing is normalised. rest: [n, s, width] without positions; it runs at natural length, by groups
+    of like length. deep[i] [m, width] stands in place of positions at..at+m of beginnings at the input of block i + 1.
+    """
+    stored = _begin(tower, _placed(tower, begin, 0), deep, at)
+    parts, order = list[Tensor](), list[int]()
+    for group in plan((end + 1).tolist(), min(4, 1 + len(rest) // 64)):  # a call has its price, so not for a few rows
+        if group.rows:
+            rows = torch.tensor(group.rows, device=rest.device)
+            x = _placed(tower, rest[rows, : group.length], begin.shape[1])
+            parts.append(_finish(tower, x, end[rows], stored, of[rows]))
+            order += group.rows
+    back = torch.tensor(order, device=rest.device).argsort()
+    return torch.cat(parts)[back]
 
 
 def _some(alike: Sequence[Group], count: int) -> Iterator[Sequence[Group]]:
@@ -127,29 +149,30 @@ def _batches(ids: Sequence[Sequence[int]], places: list[int], length: int, budge
         yield batch
 
 
-def _begin(tower: ClipText, ids: Tensor) -> Beginnings:
-    """Keys and values of beginnings [g, p] in every block."""
-    x = _embed(tower, ids, 0)
+def _begin(tower: ClipText, x: Tensor, deep: Sequence[Tensor] = (), at: int = 0) -> Beginnings:
+    """Keys and values of beginnings x [g, p, width] in every block, with `deep` put in before the later ones."""
     stored = Beginnings([], [])
     for number, block in enumerate(_blocks(tower), start=1):
+        if 1 < number <= len(deep) + 1:
+            fresh = deep[number - 2].to(x.dtype)
+            x = torch.cat([x[:, :at], fresh.expand(len(x), -1, -1), x[:, at + len(fresh) :]], dim=1)
         q, k, v = _heads(block, block.ln_1(x))
         stored.keys.append(k)
         stored.values.append(v)
-        if number < len(tower.blocks) and ids.shape[1]:
+        if number < len(tower.blocks) and x.shape[1]:
             x = _through(block, x, scaled_dot_product_attention(q, k, v, is_causal=True))
     return stored
 
 
-def _finish(tower: ClipText, ids: Tensor, end: Tensor, stored: Beginnings, rows: Tensor, length: int) -> Tensor:
-    """Pooled vectors of texts whose rest is `ids` [n, s] and whose beginning is number `rows` of the stored ones."""
-    x = _embed(tower, ids, length)
-    width = ids.shape[1]
-    seen = torch.ones(width, length + width, dtype=torch.bool, device=ids.device).tril(length)
+def _finish(tower: ClipText, x: Tensor, end: Tensor, stored: Beginnings, rows: Tensor) -> Tensor:
+    """Pooled vectors of texts whose rest is x [n, s, width] and whose beginning is number `rows` of the stored ones."""
+    width, length = x.shape[1], stored.keys[0].shape[2]
+    seen = torch.ones(width, length + width, dtype=torch.bool, device=x.device).tril(length)
     blocks = _blocks(tower)
     row = torch.arange(len(x), device=x.device)
     for number, (block, keys, values) in enumerate(zip(blocks, stored.keys, stored.values), start=1):
         q, k, v = _heads(block, block.ln_1(x))
-        k, v = torch.cat([keys[rows], k], 2), torch.cat([values[rows], v], 2)
+        k, v = torch.cat([_owned(keys, rows), k], 2), torch.cat([_owned(values, rows), v], 2)
         if number < len(blocks):
             x = _through(block, x, scaled_dot_product_attention(q, k, v, attn_mask=seen))
             continue
@@ -162,10 +185,15 @@ def _blocks(tower: ClipText) -> Sequence[Any]:
     return tower.blocks
 
 
-def _embed(tower: ClipText, ids: Tensor, start: int) -> Tensor:
-    x = tower.embed(ids)
+def _owned(stored: Tensor, rows: Tensor) -> Tensor:
+    """Those of each row; a single beginning is not copied, so that its gradient is one sum."""
+    return stored.expand(len(rows), -1, -1, -1) if len(stored) == 1 else stored[rows]
+
+
+def _placed(tower: ClipText, embeds: Tensor, start: int) -> Tensor:
+    """Token embeddings [n, t, width] with their positions, the first of which is `start`."""
     positions: Tensor = tower.text.positional_embedding
-    return x + positions[start : start + ids.shape[1]].to(x.dtype)
+    return embeds + positions[start : start + embeds.shape[1]].to(embeds.dtype)
 
 
 def _heads(block: Any, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:

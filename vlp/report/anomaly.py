@@ -15,7 +15,14 @@ NOTE = (
     "The worst mistakes, so no fair picture of the whole. Beside each picture the scores of the patches that the model "
     "saw of it, from its own lowest, dark, to its own highest, light."
 )
-_HOW = {"anomaly": "", "anomaly_reference": "beside normal pictures"}
+_HOW = {
+    "anomaly": "",
+    "anomaly_reference": "beside normal pictures",
+    "anomaly_maskclip": "by value patches",
+    "anomaly_reference_maskclip": "by value patches, beside normal pictures",
+    "anomaly_adaptclip": "AdaptCLIP",
+    "anomaly_adaptclip_reference": "AdaptCLIP beside normal pictures",
+}
 
 
 def anomalies(artefacts: Artefacts, thumbnails: Thumbnails) -> Html:

@@ -1,0 +1,185 @@
+"""What the words of `vlp tune` mean: a method, stored features or a model with a file of data, and their trials."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import NamedTuple
+
+from eval.data import located
+from eval.tuning import Tuning, load_tuning, open_stock, resized
+from vlp.adapters import saved
+from vlp.adapters.adapter import Adapter
+from vlp.config import parse_yaml
+from vlp.embed import Encoder
+from vlp.probe.draw import read_draws
+from vlp.tune import PROTOCOLS
+from vlp.tune.folder import read_folder
+from vlp.tune.methods import PAPER, adapter_class
+from vlp.tune.protocols import FewShot, Protocol, Trial
+from vlp.tune.record import summary
+from vlp.tune.stock import Stock
+from vlp.tune.support import find_draw, make_draws
+from vlp.tune.trial import Plan, Run, code_version, keep, run_trial, say
+
+
+class Words(NamedTuple):
+    """Folders of stored features, or a model and a file; and key=value of the method."""
+
+    features: Sequence[Path]
+    model: str | None
+    tuning: Tuning | None
+    settings: Sequence[str] = ()
+
+    @property
+    def name(self) -> str:
+        """What results are called."""
+        return self.tuning.name if self.tuning is not None else self.features[0].name
+
+
+class Asked(NamedTuple):
+    """What one method is to be fitted to."""
+
+    shots: int | None
+    seeds: list[int]
+    draws: Path | None
+    out: Path | None
+    protocol: Protocol
+
+
+def sort_words(words: Sequence[str], *, features: Sequence[Path]) -> Words:
+    """METHOD [CHECKPOINT FILE] [KEY=VALUE...]; a setting that the file knows is the file's, others are the method's."""
+    name, *rest = words
+    places, pairs = _parted(rest)
+    own = set(adapter_class(name).model_fields)
+    if features:
+        if places:
+            raise ValueError(f"--features are in place of CHECKPOINT and FILE, but there is also {places[0]}")
+        return Words(features, None, None, pairs)
+    files, models = _places(places, usage=f"vlp tune {name} CHECKPOINT FILE.yaml, or --features DIR")
+    if not models:
+        raise ValueError(f"{files[0]} is about pictures: vlp tune {name} CHECKPOINT {files[0]}, or --features DIR")
+    own -= set(Tuning.model_fields) - {"folder"}  # which nobody writes there
+    mine = [pair for pair in pairs if pair.partition("=")[0].partition(".")[0] in own]
+    tuning = load_tuning(files[0], [pair for pair in pairs if pair not in mine])
+    return Words(features, models[0], tuning, mine)
+
+
+def sort_grid_words(words: Sequence[str], *, features: Sequence[Path]) -> Words:
+    """FILE [CHECKPOINT] [KEY=VALUE...]."""
+    places, pairs = _parted(words)
+    files, models = _places(places, usage="vlp tune grid FILE.yaml [CHECKPOINT]")
+    if features and models:
+        raise ValueError(f"--features are in place of a model, but there is also {models[0]}")
+    return Words(features, models[0] if models else None, load_tuning(files[0], pairs))
+
+
+def plan_of(given: Words, protocol: str | None) -> Plan:
+    """What the grid goes through; ValueError for a file without methods."""
+    tuning = given.tuning
+    if tuning is None or not tuning.methods:
+        raise ValueError(f"{given.name}: no `methods` to go through; list some, as in methods: [zeroshot, linear]")
+    words = [*tuning.folders(), Path(tuning.folder), Path()]
+    methods = [located(method, words) for method in tuning.methods]
+    shots = [None if count == "all" else count for count in tuning.shots]
+    return Plan(methods, shots, tuning.seeds, find_protocol(protocol, given))
+
+
+def find_protocol(name: str | None, given: Words) -> Protocol:
+    """The one named, or written as {name: ..., setting: value}; else the file's, else few_shot."""
+    if name is None or name == PAPER:
+        return given.tuning.protocol if given.tuning is not None else FewShot()
+    found: Protocol = PROTOCOLS.build(parse_yaml(name, where="--protocol"))
+    return found
+
+
+def numbers(text: str) -> list[int]:
+    """The seeds in 1,2,3."""
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() for word in words) or len(set(words)) < len(words):
+        raise ValueError(f'--seeds "{text}": numbers with commas between, none twice, as in 1,2,3')
+    return [int(word) for word in words]
+
+
+def stocks(given: Words, encoder: Encoder | None) -> Iterator[Stock]:
+    """The data sets one after the other, each while it is asked for."""
+    if given.features:
+        yield from map(read_folder, given.features)
+        return
+    assert given.tuning is not None
+    model = Path(given.model).name if given.model else "features"
+    for part in given.tuning.sets:
+        stock = open_stock(part, given.tuning, encoder, model=model)
+        with resized(encoder, part) if encoder is not None else nullcontext():
+            yield stock
+
+
+def targets(given: Words, test: Sequence[str], encoder: Encoder | None) -> Iterator[Stock]:
+    """Data sets that are only measured: the file's, and FILE.yaml or folders of features."""
+    if given.tuning is not None:
+        yield from (open_stock(part, given.tuning, encoder) for part in given.tuning.targets)
+    for word in test:
+        if _is_file(word):
+            other = load_tuning(word)
+            yield from (open_stock(part, other, encoder) for part in other.sets)
+        else:
+            yield read_folder(Path(word), learn=False)
+
+
+def run(adapter: Adapter, stock: Stock, targets: Sequence[Stock], asked: Asked, *, emit: Callable[[str], None]) -> None:
+    """Emits a line of JSON for each seed, and for their mean where there are several; then saves what was fitted."""
+    runs = [_measure(trial, asked, emit) for trial in _trials(adapter, stock, targets, asked)]
+    if len(runs) > 1:
+        emit(summary([one.record for one in runs], [one.outcome.hits for one in runs]).model_dump_json())
+    if asked.out is None:
+        return
+    for one in runs:
+        folder = asked.out / f"seed-{one.record.seed}" if len(runs) > 1 else asked.out
+        saved.save(one.outcome.classifier, folder, adapter=adapter, encoder=stock.encoder)
+
+
+def _measure(trial: Trial, asked: Asked, emit: Callable[[str], None]) -> Run:
+    """Fits, measures and says."""
+    run = run_trial(trial, asked.protocol, code=code_version())
+    if asked.out is not None:
+        run = run._replace(record=keep(run, asked.out))
+    say(run.record)
+    emit(run.record.model_dump_json())
+    return run
+
+
+def _trials(adapter: Adapter, stock: Stock, targets: Sequence[Stock], asked: Asked) -> list[Trial]:
+    """A trial a seed; the draws are written to OUT/draws.json."""
+    if not asked.shots:
+        if asked.draws is not None:
+            raise ValueError("--draws holds draws by number of shots: say which with --shots")
+        return [Trial(adapter, stock, asked.shots, seed, None, targets) for seed in asked.seeds]
+    if asked.draws is None:
+        draws = make_draws(stock, shots=[asked.shots], seeds=asked.seeds)
+    else:
+        draws = read_draws(asked.draws)
+    if asked.out is not None:
+        asked.out.mkdir(parents=True, exist_ok=True)
+        (asked.out / "draws.json").write_text(draws.model_dump_json(by_alias=True) + "\n", encoding="utf-8")
+    where = asked.draws or "draws"
+    drawn = [find_draw(draws, shots=asked.shots, seed=seed, where=where) for seed in asked.seeds]
+    return [Trial(adapter, stock, asked.shots, one.seed, one, targets) for one in drawn]
+
+
+def _parted(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Places, and key=value."""
+    return [word for word in words if "=" not in word], [word for word in words if "=" in word]
+
+
+def _places(places: Sequence[str], *, usage: str) -> tuple[list[str], list[str]]:
+    """The file and the model among the words."""
+    files = [word for word in places if _is_file(word)]
+    models = [word for word in places if not _is_file(word)]
+    if len(files) != 1 or len(models) > 1:
+        raise ValueError(f"wanted {usage}; got {' '.join(places) or 'neither'}")
+    return files, models
+
+
+def _is_file(word: str) -> bool:
+    return word.endswith((".yaml", ".yml"))

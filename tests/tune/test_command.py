@@ -1,0 +1,134 @@
+"""`vlp tune` on stored features: lines of JSON, draws, faults as messages."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from eval.tuning_run import sort_words
+from tests.tune.doubles import SEEN, arrays, folder, methods, write
+from vlp.adapters import ADAPTERS
+from vlp.tune.record import TuneRecord
+from vlp.tune_cli import app
+
+__all__ = ["folder", "methods"]
+
+
+def call(*words):
+    result = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def test_the_last_line_is_the_record(folder):
+    (found,) = call("zeroshot", "--features", folder)
+    assert (found["method"], found["dataset"], found["n"], found["shots"], found["seed"]) == (
+        "zeroshot", "features", 30, None, 1,
+    )  # fmt: skip
+    assert found["ci95"]["acc1"][0] <= found["metrics"]["acc1"] <= found["ci95"]["acc1"][1]
+    assert found["chance"]["acc1"] == pytest.approx(1 / 6)
+    assert (found["leaky"], found["transductive"], found["selection"]) == (False, False, {"split": "none"})
+    assert set(found["data_hashes"]) == {"train", "validation", "test", "classes"}
+    assert found["seconds"] >= 0
+    assert TuneRecord.model_validate(found).label == "zeroshot"
+
+
+def test_several_seeds_end_in_their_mean(folder, methods):
+    *runs, last = call("means", "--features", folder, "--shots", 1, "--seeds", "1,2,3", "--set", "weight=0.5")
+    values = [run["metrics"]["acc1"] for run in runs]
+    assert [run["seed"] for run in runs] == last["seeds"] == [1, 2, 3]
+    assert last["seed"] is None
+    assert last["metrics"]["acc1"] == pytest.approx(np.mean(values))
+    assert last["std"]["acc1"] == pytest.approx(np.std(values, ddof=1))
+    assert [run["metrics"]["acc1"] for run in last["runs"]] == values
+    assert (last["settings"]["weight"], last["changed"]) == (0.5, {"weight": 0.5})
+    low, high = last["ci95"]["acc1"]
+    assert low < last["metrics"]["acc1"] < high
+    assert len(SEEN) == 3
+
+
+def test_draws_are_written_and_taken_again(folder, methods, tmp_path):
+    out = tmp_path / "out"
+    first, _ = call("means", "--features", folder, "--shots", 2, "--seeds", "4,5", "--out", out)[:2]
+    drawn = json.loads((out / "draws.json").read_text())
+    assert [(one["seed"], one["shots"]) for one in drawn["draws"]] == [(4, 2), (5, 2)]
+    drawn["draws"][0]["train"]["ant"] = ["0", "1"]
+    (tmp_path / "mine.json").write_text(json.dumps(drawn))
+    call("means", "--features", folder, "--shots", 2, "--seed", 4, "--draws", tmp_path / "mine.json")
+    assert SEEN[-1].support.image[:2].equal(SEEN[-1].support.image[SEEN[-1].support.known == 0])
+    assert (out / "seed-4" / "adapter.json").is_file()
+    assert (out / first["hits"]).is_file()
+    with pytest.raises(ValueError, match="say which with --shots"):
+        call("means", "--features", folder, "--draws", tmp_path / "mine.json")
+
+
+def test_words_behind_the_method_are_its_settings(folder, methods):
+    (found,) = call("means", "--features", folder, "weight=2.0")
+    assert found["settings"]["weight"] == 2.0
+
+
+def test_protocols_by_name_with_settings_or_as_published(folder, methods):
+    (found,) = call("means", "--features", folder, "--protocol", "{name: imbalanced, ratio: 5}", "--shots", 8)
+    assert (found["protocol"], found["protocol_settings"]) == ("imbalanced", {"ratio": 5.0})
+    (found,) = call("means", "--features", folder, "--protocol", "paper")
+    assert (found["protocol"], found["leaky"], found["settings"]["protocol"]) == ("few_shot", True, "paper")
+    (found,) = call("means", "--features", folder, "--protocol", "base_to_new", "--shots", 4)
+    assert set(found["metrics"]) == {"acc1", "acc1_base", "acc1_new", "h"}
+
+
+def test_other_folders_are_measured_with_test(folder, methods, tmp_path):
+    other = write(tmp_path / "other", {name: arrays(seed=5)[name] for name in ("test", "classes")})
+    *_, last = call(
+        "means", "--features", folder, "--protocol", "domain_shift", "--test", other, "--shots", 4, "--seeds", "1,2"
+    )
+    assert {"acc1", "acc1_other", "acc1_targets"} <= set(last["metrics"])
+    assert "acc1_other" in last["ci95"]
+    assert "other/test" in last["data_hashes"]
+
+
+def test_the_list_says_what_each_method_is(methods):
+    said = CliRunner().invoke(app, ["--list"]).stdout
+    assert all(f"{name}  [" in said for name in ADAPTERS.names())
+    assert "tower  [few-shot, runs both towers]" in said
+    assert "looks  [transductive, runs no tower]" in said
+    assert "    weight = 1.0" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["zeroshit"], 'no method "zeroshit"; did you mean "zeroshot"'),
+        (["means", "--set", "wait=1"], 'wait: unknown field; did you mean "weight"'),
+        (["zeroshot", "--protocol", "paper"], "zeroshot has no `protocol: paper`"),
+        (["zeroshot", "--protocol", "base_to_knew"], 'unknown protocol "base_to_knew"; did you mean "base_to_new"'),
+        (["tower"], "Tower runs both towers, and stored features have none"),
+        (["zeroshot", "model"], "there is also model"),
+        (["zeroshot", "--seeds", "1,1"], "none twice"),
+        (["means", "--protocol", "cross_dataset"], "name some with --test"),
+    ],
+)
+def test_faults_are_messages(folder, methods, words, said):
+    with pytest.raises(ValueError, match=said):
+        call(*words, "--features", folder)
+
+
+def test_a_model_without_a_file_is_refused():
+    with pytest.raises(ValueError, match="wanted vlp tune zeroshot CHECKPOINT FILE.yaml, or --features DIR; got model"):
+        call("zeroshot", "model")
+    with pytest.raises(ValueError, match="x.yaml is about pictures: vlp tune zeroshot CHECKPOINT x.yaml"):
+        call("zeroshot", "x.yaml")
+
+
+def test_words_are_settings_of_the_file_where_it_knows_them(tmp_path, methods):
+    file = tmp_path / "t.yaml"
+    file.write_text("name: t\nsets: [{dataset: d, train: a.tar, test: b.tar}]\n")
+    words = ["saved", "model", str(file), "folder=x", "data=elsewhere", "seeds=[7]"]
+    given = sort_words(words, features=[])
+    assert (given.model, given.settings, given.tuning.data, given.tuning.seeds) == (
+        "model", ["folder=x"], "elsewhere", (7,),
+    )  # fmt: skip
+    with pytest.raises(ValueError, match='dota: unknown field; did you mean "data"'):
+        sort_words(["saved", "model", str(file), "dota=x"], features=[])

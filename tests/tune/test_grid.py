@@ -1,0 +1,151 @@
+"""Grids that go on where they were left, and the tables of what they found."""
+
+from __future__ import annotations
+
+import csv
+import json
+from statistics import fmean, stdev
+
+import pytest
+from typer.testing import CliRunner
+
+from eval.tuning_board import read_boards
+from eval.tuning_table import as_text
+from tests.tune.doubles import SEEN, arrays, folder, methods, write
+from vlp.tune.record import read
+from vlp.tune_cli import app
+
+__all__ = ["folder", "methods"]
+
+FILE = """
+name: g
+sets: [{dataset: one, features: features}]
+methods: [zeroshot, means, {name: means, weight: 0.0, protocol: paper}, breaks, pool]
+shots: [1, 4, all]
+seeds: [1, 2]
+"""
+
+
+def call(*words, code=0):
+    result = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+    assert result.exit_code == code, result.output
+    return result
+
+
+def grid(tmp_path, text=FILE, *words, code=1):
+    (tmp_path / "g.yaml").write_text(text)
+    return call("grid", tmp_path / "g.yaml", "--out", tmp_path / "out", *words, code=code)
+
+
+def test_a_grid_measures_every_cell_once_and_goes_on(folder, methods, tmp_path):
+    said = grid(tmp_path)
+    assert "6 of 25 failed" in said.stderr
+    records = list(read(tmp_path / "out" / "results.jsonl"))
+    assert len(records) == 1 + 4 * 6  # zero-shot once
+    broken = [row for row in records if row.error]
+    assert {row.error for row in broken} == {"ValueError: it broke"}
+    assert {row.method for row in broken} == {"breaks"}
+    assert {row.labelled for row in records} == {"none", "1", "4", "all"}
+    assert {row.shots for row in records} == {None, 1, 4}
+    draws = json.loads((tmp_path / "out" / "draws" / "one.json").read_text())["draws"]
+    assert {(one["shots"], one["seed"]) for one in draws} == {(1, 1), (1, 2), (4, 1), (4, 2)}
+    SEEN.clear()
+    grid(tmp_path)
+    assert not SEEN  # only what broke is tried again
+    assert len(list(read(tmp_path / "out" / "results.jsonl"))) == 25 + 6
+    grid(tmp_path, FILE.replace("breaks, ", "").replace("weight: 0.0", "weight: 0.5"), code=0)
+    assert len(SEEN) == 6
+
+
+def test_other_folders_take_the_place_of_its_sets(folder, methods, tmp_path):
+    other = write(tmp_path / "other", arrays(seed=9))
+    text = FILE.replace("breaks, ", "").replace("features: features", "features: nowhere")
+    grid(tmp_path, text, "--features", folder, "--features", other, code=0)
+    assert {row.dataset for row in read(tmp_path / "out" / "results.jsonl")} == {"features", "other"}
+    with pytest.raises(ValueError, match="no `methods` to go through"):
+        grid(tmp_path, "name: g\nsets: [{dataset: one, features: features}]\n")
+
+
+def test_the_table_is_of_means_beside_zero_shot(folder, methods, tmp_path):
+    grid(tmp_path)
+    rows = list(read(tmp_path / "out" / "results.jsonl"))
+    text = call("table", tmp_path / "out").stdout
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert lines[0] == "| method | no labels | 1 shots | 4 shots | all |"
+    assert lines[2].startswith("| zeroshot | ")
+    values = [row.metrics["acc1"] for row in rows if row.method == "means" and not row.leaky and row.shots == 4]
+    line = next(line for line in lines if line.startswith("| means |"))
+    assert f"{100 * fmean(values):.1f} ± {100 * stdev(values):.1f}" in line
+    leaky = next(line for line in lines if "†" in line)
+    assert leaky.startswith('| means (weight=0.0, protocol="paper")† |')
+    assert "**" not in leaky
+    assert "| failed | failed | failed |" in text
+    assert "† leaky: chose by test labels" in text
+    assert "less zero-shot on the same pictures" in text
+
+
+def test_differences_are_paired_by_picture(folder, methods, tmp_path):
+    grid(tmp_path)
+    (board,) = read_boards([tmp_path / "out"])
+    column = next(column for column in board.columns if column.labelled == "4")
+    found = board.difference("means", column)
+    zero, few = board.zero_shot("acc1").mean, board.cells["means", column].mean
+    assert found.value == pytest.approx(few - zero)
+    assert found.interval.low <= found.value <= found.interval.high
+    same = board.difference("pool", column)  # the same classifier as zero-shot
+    assert (same.value, *same.interval, same.verdict) == (0.0, 0.0, 0.0, "no difference shown")
+    assert board.difference("zeroshot", column) is None
+
+
+def test_csv_has_a_line_a_number_and_latex_is_escaped(folder, methods, tmp_path):
+    grid(tmp_path)
+    lines = list(csv.DictReader(call("table", tmp_path / "out", "--format", "csv").stdout.splitlines()))
+    one = next(line for line in lines if line["method"] == "means" and line["labelled"] == "all")
+    assert (one["metric"], one["seeds"], one["at_chance"], one["leaky"]) == ("acc1", "2", "0", "0")
+    assert "\\begin{tabular}" in call("table", tmp_path / "out", "--format", "latex").stdout
+
+
+def test_base_to_new_shows_both_halves_and_h_of_the_means(folder, methods, tmp_path):
+    write(tmp_path / "other", arrays(seed=9))
+    text = FILE.replace("breaks, pool", "zeroshot").replace(
+        "[{dataset: one, features: features}]", "[{dataset: one, features: features}, {dataset: two, features: other}]"
+    )
+    grid(tmp_path, text.replace("[1, 4, all]", "[4]"), "--protocol", "base_to_new", code=0)
+    boards = read_boards([tmp_path / "out"])
+    cells = {column.metric: boards[0].cells["means", column] for column in boards[0].columns if column.labelled == "4"}
+    base, new = cells["acc1_base"].mean, cells["acc1_new"].mean
+    assert cells["h"].mean == pytest.approx(2 * base * new / (base + new))
+    text = as_text(boards, "md")
+    assert "4 shots acc1_base | 4 shots acc1_new | 4 shots h |" in text
+    assert "mean of 2 data sets, base_to_new" in text
+    assert "4 shots h, mean of sets" in text
+
+
+def test_what_is_at_chance_is_marked_and_nothing_beats_it(methods, tmp_path):
+    found = arrays(noise=50.0)
+    found["classes"]["text"] = found["classes"]["text"][::-1].copy()
+    write(tmp_path / "features", found)
+    grid(tmp_path, FILE.replace("breaks, ", ""), code=0)
+    text = as_text(read_boards([tmp_path / "out"]), "md")
+    assert "* not shown to be better than chance" in text
+    assert "zero-shot is at chance here" in text
+    assert "less zero-shot" not in text
+
+
+def test_other_pictures_are_not_compared(folder, methods, tmp_path):
+    for seeds in ("[1]", "[2]"):
+        text = FILE.replace("breaks, ", "").replace("[1, 2]", seeds).replace("[1, 4, all]", "[2]")
+        grid(tmp_path, text.replace("[zeroshot, means,", "[zeroshot,") if seeds == "[1]" else text, code=0)
+        found = arrays()
+        found["test"]["keys"] = [f"other {number}" for number in range(30)]
+        write(tmp_path / "features", found)
+    with pytest.raises(ValueError, match="were measured on other pictures"):
+        as_text(read_boards([tmp_path / "out"]), "md")
+
+
+def test_places_without_records_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="no results.jsonl there or below"):
+        read_boards([tmp_path])
+    (tmp_path / "results.jsonl").write_text('{"method": "x"}\n')
+    with pytest.raises(ValueError, match="not a record of vlp tune: dataset"):
+        read_boards([tmp_path])

@@ -1,0 +1,105 @@
+"""Fitted adapters on disk: a folder that says what it is, and of which model."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+from vlp.adapters import ADAPTERS, CLASSIFIERS
+from vlp.adapters.adapter import Adapter
+from vlp.adapters.restricted import Restricted
+from vlp.adapters.task import Task
+
+FILE = "adapter.json"
+SCHEMA = 1
+
+
+class Saved(Adapter):
+    """A classifier that was fitted before, from the folder that `vlp tune --out` wrote; nothing is learned.
+
+    folder: from the working directory unless absolute. The task's names must be those it was fitted to, or some of
+    them. `any_backbone` takes a classifier of stored features that do not say which weights made them.
+    """
+
+    folder: str
+    any_backbone: bool = False
+
+    def fit(self, encoder: Any, task: Task) -> Any:
+        """The classifier, over the task's names; ValueError where it is of another model or of other classes."""
+        found = load(Path(self.folder), encoder, any_backbone=self.any_backbone)
+        return found if tuple(found.names) == tuple(task.names) else Restricted(found, task.names)
+
+
+def save(classifier: Any, folder: Path, *, adapter: Adapter, encoder: Any) -> None:
+    """Writes the classifier's own files and adapter.json: kind, hash of the weights, classes, settings, selection."""
+    kind = kind_of(classifier)
+    classifier.save(folder)
+    about = {
+        "schema": SCHEMA,
+        "kind": kind,
+        "weights_hash": encoder.weights_hash,
+        "needs": classifier.needs,
+        "classes": list(classifier.names),
+        "adapter": ADAPTERS.dump(adapter),
+        "selection": classifier.about.get("selection", {"split": "none"}),
+    }
+    text = json.dumps(about, indent=1, ensure_ascii=False)
+    (folder / FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def kind_of(classifier: Any) -> str:
+    """The name in CLASSIFIERS of the class whose `save` it has; ValueError for one that cannot be saved."""
+    cls = type(classifier)
+    kinds = {target: kind for kind, target in CLASSIFIERS.entries.items()}
+    for known in cls.__mro__:
+        kind = kinds.get(f"{known.__module__}:{known.__qualname__}")
+        if kind is not None and cls.save is getattr(known, "save", None):
+            return kind
+    raise ValueError(f"a {cls.__name__} cannot be saved: it is made again from its settings, which the record holds")
+
+
+def load(folder: Path, encoder: Any = None, *, any_backbone: bool = False) -> Any:
+    """The classifier in the folder; ValueError if there is none, or if it was fitted on another model than `encoder`.
+
+    Classifiers that run towers need the encoder.
+    """
+    about = read_about(folder)
+    if encoder is not None:
+        _check_backbone(folder, about["weights_hash"], encoder.weights_hash, any_backbone=any_backbone)
+    cls = CLASSIFIERS.resolve(about["kind"])
+    if "encoder" not in inspect.signature(cls.load).parameters:
+        return cls.load(folder)
+    if encoder is None:
+        raise ValueError(f"{folder}: a {about['kind']} runs the model's towers; give the encoder")
+    return cls.load(folder, encoder=encoder)
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """What adapter.json says; ValueError naming the folder if it holds no fitted adapter."""
+    try:
+        about: dict[str, Any] = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        schema = about["schema"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder} holds no fitted adapter ({FILE}): {error}; `vlp tune --out` writes one") from None
+    if schema != SCHEMA:
+        raise ValueError(f"{folder / FILE}: schema {schema!r}; this version reads {SCHEMA}")
+    return about
+
+
+def _check_backbone(folder: Path, fitted: str | None, here: str | None, *, any_backbone: bool) -> None:
+    if fitted == here:
+        return
+    if fitted is None or here is None:
+        if any_backbone:
+            return
+        which = "it was fitted on stored features" if fitted is None else "the stored features here"
+        raise ValueError(
+            f"{folder}: {which} that do not say which weights made them; put weights_hash into classes.npz, or set "
+            "any_backbone: true if you know that they are of this model"
+        )
+    raise ValueError(
+        f"{folder}: fitted on a model whose weights have the hash {fitted}, and this one's have {here}; features of "
+        "different weights do not compare: use that model, or fit again on this one"
+    )

@@ -1,0 +1,190 @@
+"""What an adapter is given to learn from, and what is measured: the protocols over one set of classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from jaxtyping import Bool
+from pydantic import Field
+from torch import Tensor
+
+from vlp.adapters.adapter import Adapter
+from vlp.metrics.interval import Interval
+from vlp.probe.draw import Draw, by_class
+from vlp.registry import Part
+from vlp.tune.fitting import fit, traits
+from vlp.tune.scoring import Score, logits_of, score
+from vlp.tune.stock import Stock, keys_of, subset
+from vlp.tune.support import Chosen, Given, choose_rows, give
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One fit: shots None is all of train, 0 nothing; `targets` are other data sets to measure."""
+
+    adapter: Adapter
+    stock: Stock
+    shots: int | None = None
+    seed: int = 1
+    drawn: Draw | None = None
+    targets: Sequence[Stock] = ()
+
+
+class Hits(dict[str, tuple[list[str], Bool[Tensor, "n"]]]):
+    """By metric: keys of the pictures, and whether each was right."""
+
+
+@dataclass
+class Outcome:
+    """What a trial found. `counts`: pictures by what they were for, and classes."""
+
+    classifier: Any
+    n: int
+    metrics: dict[str, float]
+    ci95: Mapping[str, Interval]
+    chance: dict[str, float]
+    hits: Hits
+    counts: dict[str, int]
+    skips: dict[str, int] = field(default_factory=dict)
+
+
+class Protocol(Part):
+    """`measure(trial) -> Outcome`."""
+
+    needs_targets: ClassVar[bool] = False  # other data sets to measure on
+
+    def measure(self, trial: Trial) -> Outcome:
+        """Fits, then opens the test labels, then scores."""
+        raise NotImplementedError
+
+    def check(self, trial: Trial) -> None:
+        """ValueError where the protocol cannot be had."""
+        if self.needs_targets and not trial.targets:
+            raise ValueError(
+                f"{type(self).__name__} measures other data sets than it learns from: name some with --test"
+            )
+        if trial.targets and not self.needs_targets:
+            raise ValueError(
+                f"{type(self).__name__} measures no other data sets; --protocol cross_dataset or domain_shift does"
+            )
+
+
+class FewShot(Protocol):
+    """Labelled pictures, `shots` of each class drawn by seed, or all of train; all test pictures (2109.01134)."""
+
+    def measure(self, trial: Trial) -> Outcome:
+        """acc1, acc5, mean_per_class_recall, ece and confidence."""
+        self.check(trial)
+        given = self.given(trial)
+        stock = trial.stock
+        classifier = fit(trial.adapter, stock, stock.task(seed=trial.seed, **given._asdict()))
+        found, skips = scored(stock, classifier)
+        return Outcome(
+            classifier,
+            len(found.rows),
+            found.metrics,
+            found.ci95,
+            found.chance,
+            Hits(acc1=hits_of(stock, found)),
+            {"images": len(found.rows), "classes": len(stock.names), **counts_of(given, len(stock.names))},
+            skips,
+        )
+
+    def given(self, trial: Trial) -> Given:
+        """The pictures to learn from."""
+        return give(trial.stock, choose_rows(trial.stock, trial.drawn, shots=trial.shots))
+
+
+class Unsupervised(FewShot):
+    """Pictures without labels and class names: all of train unless the data set has unlabelled ones of its own."""
+
+    def given(self, trial: Trial) -> Given:
+        """Unlabelled pictures alone."""
+        if trial.shots:
+            raise ValueError(f"unsupervised knows no labels, so there are no {trial.shots} shots; leave --shots out")
+        return give(trial.stock, Chosen([], [], None))
+
+
+class SemiSupervised(FewShot):
+    """A few labelled pictures, and the rest of train (or the data set's own pool) without labels (2306.01669)."""
+
+    def given(self, trial: Trial) -> Given:
+        """Both; ValueError without shots."""
+        found = super().given(trial)
+        if learns(trial.adapter) and (not trial.shots or found.unlabelled is None):
+            raise ValueError(
+                "semi_supervised learns from shots and from what is left: give --shots, fewer than train has"
+            )
+        return found
+
+
+class Transductive(FewShot):
+    """The measured pictures, all at once and without labels, with `shots` labelled ones; 0 shots is zero-shot."""
+
+    def check(self, trial: Trial) -> None:
+        """ValueError for an adapter that does not look at them."""
+        super().check(trial)
+        if learns(trial.adapter) and not traits(trial.adapter).transductive:
+            name = type(trial.adapter).__name__
+            raise ValueError(f"{name} does not look at the measured pictures; use --protocol few_shot")
+
+
+class Imbalanced(FewShot):
+    """Few-shot with a long tail: class i of C, in an order drawn by seed, keeps shots * ratio^(-i / (C - 1)) pictures.
+
+    The classes of 1901.05555, section 5.1; at least one picture a class. What is left out has no label then.
+    """
+
+    ratio: float = Field(10.0, ge=1)  # pictures of the most frequent class by those of the rarest
+
+    def given(self, trial: Trial) -> Given:
+        """Support with a tail; validation as in few_shot."""
+        stock = trial.stock
+        chosen = choose_rows(stock, trial.drawn, shots=trial.shots)
+        if not learns(trial.adapter):
+            return give(stock, chosen)
+        if stock.train is None or not chosen.support:
+            raise ValueError("imbalanced learns from labelled pictures: give `train`, and shots other than 0")
+        support = subset(stock.train, chosen.support)
+        keys = keys_of(support) if support.keys else list(map(str, chosen.support))
+        own = by_class(stock.words(support), keys, seed=trial.seed)
+        order = by_class(["class"] * len(own), list(own), seed=trial.seed)["class"]
+        last = max(len(order) - 1, 1)
+        kept = set[str]()
+        for place, name in enumerate(order):
+            count = max(1, round(len(own[name]) * self.ratio ** (-place / last)))
+            kept.update(own[name][:count])
+        rows = [row for row, key in zip(chosen.support, keys, strict=True) if key in kept]
+        return give(stock, chosen._replace(support=rows))
+
+
+def learns(adapter: Adapter) -> bool:
+    """False for a method that learns from no pictures, which stands beside the others in any protocol."""
+    return traits(adapter).setting != "zero-shot"
+
+
+def scored(stock: Stock, classifier: Any) -> tuple[Score, dict[str, int]]:
+    """The score over all test pictures, and what was left out; predictions are made before labels are read."""
+    logits = logits_of(classifier, stock.encoder, stock.test.pictures)
+    label = stock.test.label("scoring")
+    skips = dict(stock.skips)
+    if missing := int((label < 0).sum()):
+        skips["no_usable_label"] = missing
+    return score(logits, label), skips
+
+
+def hits_of(stock: Stock, found: Score) -> tuple[list[str], Bool[Tensor, "n"]]:
+    """Keys of the scored pictures, and whether each was right."""
+    keys = keys_of(stock.test.pictures)
+    return [keys[row] for row in found.rows.tolist()], found.hits
+
+
+def counts_of(given: Given, classes: int) -> dict[str, int]:
+    """Pictures by what they were for, and classes that no labelled one was of."""
+    counts = {name: len(part) for name, part in given._asdict().items() if part is not None}
+    if given.support is not None:
+        without = classes - len(given.support.known.unique())
+        counts |= {"classes_without_support": without} if without else {}
+    return counts

@@ -1,0 +1,96 @@
+"""What an adapter may learn from: pictures drawn by seed, validation, and the rest without labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from vlp.adapters.task import Examples
+from vlp.probe.draw import Draw, Draws, draw, rows_of
+from vlp.tune.stock import Stock, keys_of, subset
+
+
+class Chosen(NamedTuple):
+    """Rows of train to learn from and to choose on, ascending, and rows of validation where it is data of its own."""
+
+    support: list[int]
+    held: list[int]
+    validation: list[int] | None
+
+    def only(self, stock: Stock, wanted: Callable[[int], bool]) -> Chosen:
+        """Of these, the rows of wanted classes."""
+
+        def of(examples: Examples | None, rows: Sequence[int]) -> list[int]:
+            return [row for row in rows if examples is not None and wanted(int(examples.known[row]))]
+
+        own = None if self.validation is None else of(stock.validation, self.validation)
+        return Chosen(of(stock.train, self.support), of(stock.train, self.held), own)
+
+
+class Given(NamedTuple):
+    """The pictures of a task; None where there are none."""
+
+    support: Examples | None
+    validation: Examples | None
+    unlabelled: Examples | None
+
+
+def make_draws(stock: Stock, *, shots: Sequence[int], seeds: Sequence[int]) -> Draws:
+    """A draw for each seed and number of shots; ValueError where nothing can be drawn from."""
+    train = stock.train
+    if train is None:
+        raise ValueError(f"{stock.dataset}: shots are drawn from `train`, and there is none")
+    own = stock.validation
+    held = (stock.words(own), keys_of(own)) if own is not None else None
+    return draw(stock.words(train), keys_of(train), shots=shots, seeds=seeds, validation=held)
+
+
+def find_draw(draws: Draws, *, shots: int, seed: int, where: str | Path) -> Draw:
+    """That draw of a file; ValueError saying which it has."""
+    there = {(one.seed, one.shots): one for one in draws.draws}
+    if (seed, shots) not in there:
+        raise ValueError(f"{where}: no draw with seed {seed} of {shots} shots; it has seeds and shots {sorted(there)}")
+    return there[seed, shots]
+
+
+def choose_rows(stock: Stock, drawn: Draw | None, *, shots: int | None) -> Chosen:
+    """Rows of a draw; without one all of train, or with 0 shots none."""
+    train, own = stock.train, stock.validation
+    if train is None or shots == 0:
+        return Chosen([], [], None)
+    if drawn is None:
+        return Chosen(list(range(len(train))), [], None if own is None else list(range(len(own))))
+    support = sorted(rows_of(drawn.train, stock.words(train), keys_of(train)))
+    held = own if own is not None else train
+    validation = sorted(rows_of(drawn.validation, stock.words(held), keys_of(held)))
+    return Chosen(support, validation, None) if own is None else Chosen(support, [], validation)
+
+
+def give(stock: Stock, chosen: Chosen, *, wanted: Callable[[int], bool] | None = None) -> Given:
+    """The pictures of the chosen rows.
+
+    Unlabelled are the data set's own; else what is left of train, of the wanted classes, or all of it where nothing is.
+    """
+    validation = None
+    if chosen.validation:
+        assert stock.validation is not None
+        validation = subset(stock.validation, chosen.validation)
+    elif chosen.held:
+        assert stock.train is not None
+        validation = subset(stock.train, chosen.held)
+    support = None
+    if chosen.support:
+        assert stock.train is not None
+        support = subset(stock.train, chosen.support)
+    return Given(support, validation, stock.unlabelled or _left_over(stock, chosen, wanted))
+
+
+def _left_over(stock: Stock, chosen: Chosen, wanted: Callable[[int], bool] | None) -> Examples | None:
+    train = stock.train
+    if train is None:
+        return None
+    every = [row for row, label in enumerate(train.known.tolist()) if wanted is None or wanted(label)]
+    used = {*chosen.support, *chosen.held}
+    rows = [row for row in every if row not in used] or every
+    return subset(train, rows).unlabelled() if rows else None

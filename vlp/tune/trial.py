@@ -1,0 +1,199 @@
+"""A trial as a record, with the hits beside it; several of them, gone on with where they were left."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vlp import __version__
+from vlp.adapters import ADAPTERS
+from vlp.adapters.adapter import Adapter
+from vlp.adapters.task import short_hash
+from vlp.log import console, host_facts
+from vlp.tune import PROTOCOLS
+from vlp.tune.fitting import traits
+from vlp.tune.protocols import Outcome, Protocol, Trial, Unsupervised
+from vlp.tune.record import RESULTS, TuneRecord, append, at_chance, read, settings_hash, write_hits
+from vlp.tune.stock import Stock
+from vlp.tune.support import make_draws
+
+
+class Run(NamedTuple):
+    """A record, and what came of the trial."""
+
+    record: TuneRecord
+    outcome: Outcome
+
+
+class Plan(NamedTuple):
+    """What a grid goes through for each data set: every method at every number of shots with every seed."""
+
+    methods: Sequence[Adapter]
+    shots: Sequence[int | None]
+    seeds: Sequence[int]
+    protocol: Protocol
+
+    def cells(self) -> Iterator[tuple[Adapter, int | None, int]]:
+        """Method, shots and seed; a method that learns from no pictures only once."""
+        for method in self.methods:
+            if traits(method).setting == "zero-shot":
+                yield method, 0, self.seeds[0]
+                continue
+            for shots in self.shots:
+                for seed in self.seeds:
+                    yield method, shots, seed
+
+
+def run_trial(trial: Trial, protocol: Protocol, *, code: str) -> Run:
+    """Fits and measures."""
+    began, reads = time.perf_counter(), trial.stock.test.reads.total()
+    outcome = protocol.measure(trial)
+    about = getattr(outcome.classifier, "about", {})
+    selection = dict(about.get("selection", {"split": "none"}))
+    ci95 = {name: (low, high) for name, (low, high) in outcome.ci95.items()}
+    record = _asked(trial, protocol, code).model_copy(
+        update={
+            "n": outcome.n,
+            "metrics": outcome.metrics,
+            "ci95": ci95,
+            "chance": outcome.chance,
+            "contains_chance": at_chance(ci95, outcome.chance),
+            "selection": selection,
+            "leaky": traits(trial.adapter).leaky or selection.get("split") == "test",
+            "counts": outcome.counts,
+            "skips": outcome.skips,
+            "test_label_reads": trial.stock.test.reads.total() - reads,
+            "seconds": round(time.perf_counter() - began, 3),
+        }
+    )
+    return Run(record, outcome)
+
+
+def run_grid(stocks: Iterable[Stock], plan: Plan, *, out: Path, targets: Sequence[Stock] = ()) -> list[TuneRecord]:
+    """One record for each cell of the plan, appended to OUT/results.jsonl; what stands there is not measured again.
+
+    A trial that fails leaves a record with its error, and the rest goes on; failed ones are tried again next time.
+    """
+    done = {row.settings_hash: row for row in read(out / RESULTS) if row.error is None}
+    code, found = code_version(), []
+    for stock in stocks:
+        drawn = _draws(stock, plan, out)
+        for method, shots, seed in plan.cells():
+            trial = Trial(method, stock, shots, seed, drawn.get((shots, seed)), targets)
+            asked = _asked(trial, plan.protocol, code)
+            before = done.get(asked.settings_hash)
+            if before is None:
+                found.append(_attempt(trial, plan.protocol, asked, code, out))
+                done[asked.settings_hash] = found[-1]
+            else:
+                found.append(before)
+    return found
+
+
+def keep(run: Run, out: Path) -> TuneRecord:
+    """The record, written with its hits into the folder."""
+    file = write_hits(run.outcome.hits, out, run.record.settings_hash)
+    record = run.record.model_copy(update={"hits": file})
+    append(record, out)
+    return record
+
+
+def say(record: TuneRecord) -> None:
+    """One line for people, on stderr."""
+    shots = "all" if record.shots is None else record.shots
+    how = record.error or ", ".join(
+        f"{name} {100 * value:.1f}"
+        for name, value in record.metrics.items()
+        if name.startswith(("acc1", "h")) or name == "open_auroc"
+    )
+    seed = f" seed {record.seed}" if record.seed is not None else ""
+    line = f"{record.dataset} {record.label} shots {shots}{seed}: {how} ({record.seconds:.1f} s)"
+    console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def code_version() -> str:
+    """Version and commit."""
+    return f"{__version__}+{host_facts()['commit'][:12]}"
+
+
+def _attempt(trial: Trial, protocol: Protocol, asked: TuneRecord, code: str, out: Path) -> TuneRecord:
+    began = time.perf_counter()
+    try:
+        record = keep(run_trial(trial, protocol, code=code), out)
+    except Exception as error:  # a grid of many hours is not lost for one method
+        said = {"error": f"{type(error).__name__}: {error}", "seconds": round(time.perf_counter() - began, 3)}
+        record = asked.model_copy(update=said)
+        append(record, out)
+    say(record)
+    return record
+
+
+def _draws(stock: Stock, plan: Plan, out: Path) -> dict[tuple[int | None, int], Any]:
+    """Draws by shots and seed, written to OUT/draws; empty where nothing is drawn."""
+    shots = sorted({count for _, count, _ in plan.cells() if count})
+    if not shots:
+        return {}
+    draws = make_draws(stock, shots=shots, seeds=plan.seeds)
+    file = out / "draws" / f"{stock.dataset}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(draws.model_dump_json(by_alias=True), encoding="utf-8")
+    return {(one.shots, one.seed): one for one in draws.draws}
+
+
+def _asked(trial: Trial, protocol: Protocol, code: str) -> TuneRecord:
+    """The record as far as it is known before anything is measured."""
+    stock, adapter = trial.stock, trial.adapter
+    known = traits(adapter)
+    settings, chosen = ADAPTERS.dump(adapter), PROTOCOLS.dump(protocol)
+    hashes = {**stock.hashes}
+    for target in trial.targets:
+        hashes |= {f"{target.dataset}/{name}": value for name, value in target.hashes.items()}
+    drawn = trial.drawn.model_dump(mode="json") if trial.drawn else None
+    weights = stock.encoder.weights_hash
+    data = [hashes, weights, stock.dataset, stock.names, stock.templates]
+    asked = settings_hash(settings, _files(settings), chosen, trial.shots, trial.seed, drawn, data)
+    return TuneRecord(
+        method=settings.pop("name"),
+        dataset=stock.dataset,
+        model=stock.model,
+        protocol=chosen.pop("name"),
+        n=len(stock.test.pictures),
+        shots=trial.shots or None,
+        labelled=_labelled(trial, protocol),
+        seed=trial.seed,
+        metrics={},
+        settings=settings,
+        changed=adapter.model_dump(mode="json", exclude_defaults=True),
+        protocol_settings=chosen,
+        leaky=known.leaky,
+        transductive=known.transductive or ("unlabelled" in known.wants and stock.is_test("unlabelled")),
+        level=known.level,
+        seconds=0.0,
+        weights_hash=weights,
+        data_hashes=hashes,
+        classes_hash=short_hash(stock.names),
+        templates_hash=short_hash(stock.templates) if stock.text is None else None,
+        settings_hash=asked,
+        code_version=code,
+    )
+
+
+def _labelled(trial: Trial, protocol: Protocol) -> str:
+    """Pictures of each class with their label, in words."""
+    if trial.shots == 0 or trial.stock.train is None or isinstance(protocol, Unsupervised):
+        return "none"
+    return "all" if trial.shots is None else str(trial.shots)
+
+
+def _files(value: Any) -> dict[str, str]:
+    """Hash of the content of every file that settings name: another content is another setting."""
+    if isinstance(value, Mapping):
+        return {name: digest for item in value.values() for name, digest in _files(item).items()}
+    if isinstance(value, list | tuple):
+        return {name: digest for item in value for name, digest in _files(item).items()}
+    if isinstance(value, str) and value.endswith((".json", ".txt")) and Path(value).is_file():
+        return {value: hashlib.sha256(Path(value).read_bytes()).hexdigest()}
+    return {}
