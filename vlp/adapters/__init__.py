@@ -39,6 +39,11 @@ ADAPTERS = Table(
         "atlas_tta": "vlp.adapters.atlas_tta:AtlasTTA",
         "clip_lora": "vlp.adapters.clip_lora:ClipLora",
         "levi": "vlp.adapters.levi:Levi",
+        "tfup": "vlp.adapters.tfup:Tfup",
+        "tfup_t": "vlp.adapters.tfup_t:TfupT",
+        "em_dirichlet": "vlp.adapters.em_dirichlet:EmDirichlet",
+        "unem": "vlp.adapters.unem:Unem",
+        "transclip": "vlp.adapters.transclip:TransClip",
     },
 )
 
@@ -54,6 +59,10 @@ CLASSIFIERS = Table(
         "clip_adapter": "vlp.adapters.clip_adapter:AdaptedClassifier",
         "tuned": "vlp.adapters.tuned:TunedClassifier",
         "levi": "vlp.adapters.levi:LeviClassifier",
+        "tfup": "vlp.adapters.tfup:TfupClassifier",
+        "tfup_t": "vlp.adapters.tfup_t:TfupTClassifier",
+        "dirichlet": "vlp.adapters.em_dirichlet:DirichletClassifier",
+        "transclip": "vlp.adapters.transclip:TransClipClassifier",
         "patches": "vlp.adapters.linear_patches:PatchClassifier",
         "denseclip": "vlp.adapters.denseclip:DenseClipClassifier",
         "anomalies": "vlp.adapters.adaptclip:AnomalyClassifier",

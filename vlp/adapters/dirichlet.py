@@ -90,16 +90,20 @@ def mm_step(
     does not cancel.
     """
     total = alpha.sum(dim=-1, keepdim=True) if total is None else total
-    digamma, curvature = torch.digamma(alpha + 1), _curvature(alpha)
+    digamma = torch.digamma(alpha + 1)
+    curvature = _curvature(alpha, digamma)
     b = digamma - torch.digamma(total) - curvature * alpha - mean_log
     root = (b.square() + 4 * curvature).sqrt()
     return torch.where(b > 0, 2 / (b.abs() + root), (b.abs() + root) / (2 * curvature))
 
 
-def _curvature(alpha: Tensor) -> Tensor:
-    """That of the majorant, c = 2 (log Gamma(1) - log Gamma(1 + a) + psi(1 + a) a) / a^2, which is pi^2 / 6 at 0."""
+def _curvature(alpha: Tensor, digamma: Tensor) -> Tensor:
+    """That of the majorant, c = 2 (log Gamma(1) - log Gamma(1 + a) + psi(1 + a) a) / a^2; pi^2 / 6 at 0.
+
+    digamma: psi(1 + a), which the step needs too.
+    """
     safe = alpha.clamp(min=SMALL)
-    found = 2 * (torch.digamma(safe + 1) * safe - torch.lgamma(safe + 1)) / safe.square()
+    found = 2 * (digamma * safe - torch.lgamma(safe + 1)) / safe.square()
     return torch.where(alpha > SMALL, found, math.pi**2 / 6)
 
 

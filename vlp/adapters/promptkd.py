@@ -98,7 +98,8 @@ class PromptKD(TowerTuner):
         """The task as the teacher's model sees it."""
         if other is encoder:
             return task
-        seen = {name: _seen_by(other, getattr(task, name)) for name in ("support", "validation", "unlabelled", "query")}
+        given = ("support", "validation", "unlabelled", "query", "test")
+        seen: dict[str, Any] = {name: _seen_by(other, getattr(task, name)) for name in given}
         return Task(task.names, task.templates, **seen, seed=task.seed)
 
     def _teach(self, encoder: Any, task: Task, pool: Examples) -> Taught:
@@ -190,7 +191,8 @@ def _seen_by(encoder: Any, examples: Examples | None) -> Examples | None:
         return None
     if examples.pictures is None:
         raise ValueError("a teacher on another model encodes the pictures anew, and only features were given")
-    found = encoder.images(examples.pictures)
+    with torch.random.fork_rng(devices=[]):  # the encoder's loader draws from the default generator
+        found = encoder.images(examples.pictures)
     if found.skips:
         raise ValueError(f"picture {found.skips[0].key} cannot be read by the teacher: {found.skips[0].reason}")
     return replace(examples, image=found.features, views=None)

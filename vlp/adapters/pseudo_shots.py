@@ -78,6 +78,7 @@ def _pixels(encoder: Any, examples: Examples, who: str) -> Any:
         raise ValueError(f"{who} runs the image tower, and of the pictures only features were given: give pictures")
     loader: DataLoader[Any] = DataLoader(
         Decoded(examples.pictures, encoder.dual.transform),
+        sampler=range(len(examples)),
         batch_size=encoder.batch_size,
         num_workers=min(encoder.workers, -(-len(examples) // encoder.batch_size)),
         collate_fn=stack,

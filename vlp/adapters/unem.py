@@ -68,8 +68,8 @@ class Unem(Adapter):
             found.alpha[0],
             found.prior[0],
             owner=torch.arange(len(text)),
-            temperature=float(model.temperature),
-            sharpness=float(found.sharpness),
+            temperature=model.temperature.item(),
+            sharpness=found.sharpness.item(),
             names=task.names,
             about=about,
         )
@@ -182,7 +182,7 @@ class Unrolled(nn.Module):
         return {
             "penalty": softplus(self.gamma).tolist(),
             "rounds_temperature": (1 / self._sharpness()).tolist(),
-            "temperature": float(self.temperature),
+            "temperature": self.temperature.item(),
         }
 
     def _sharpness(self) -> Tensor:
