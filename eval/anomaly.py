@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from eval.adapted import DenseAdapterPart, adapter_name, check_adapter, check_apart, described, hashes, patch_maps
+from eval.dense_adapted import DenseAdapterPart, adapter_name, check_adapter, check_apart, described, hashes, patch_maps
 from eval.anomaly_judges import ByAdapter, ByWords, flat
 from eval.anomaly_table import Numbers, Scored, Seen, table
 from eval.anomaly_words import ANOMALOUS_STATES, NORMAL_STATES, TEMPLATES, Prompts

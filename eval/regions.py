@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from eval.adapted import DenseAdapterPart, adapter_name, check_adapter, check_apart, described, hashes
+from eval.dense_adapted import DenseAdapterPart, adapter_name, check_adapter, check_apart, described, hashes
 from eval.benchmark import BenchmarkPart, Outcome
 from eval.classify import class_names, class_templates
 from eval.data import Data, DataField

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from eval.adapted import Adapted, DenseAdapterPart, WindowMaker, adapter_name, check_adapter
+from eval.dense_adapted import Adapted, DenseAdapterPart, WindowMaker, adapter_name, check_adapter
 from eval.benchmark import BenchmarkPart, Outcome
 from eval.classify import class_names, class_templates
 from eval.data import Data, DataField

@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 
 from data_tools.scenes.tool import Scenes
-from eval.adapted import WindowMaker, patch_maps, split_maps
+from eval.dense_adapted import WindowMaker, patch_maps, split_maps
 from eval.anomaly import Anomaly
 from eval.data import Data, open_data
 from eval.masks import IGNORED, Masks
