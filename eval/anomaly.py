@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
 from eval.benchmark import BenchmarkPart, Outcome
-from eval.classify import class_templates
 from eval.data import Data, DataField
 from eval.identity import label_of
+from eval.prompts import class_templates
 from eval.view import View
 from vlp.adapters.task import short_hash
 from vlp.data.decode import decode
@@ -109,6 +109,9 @@ class Anomaly(BenchmarkPart):
     def others(self) -> tuple[Data, ...]:
         """The normal pictures."""
         return () if self.normal is None else (self.normal,)
+
+    def apart(self) -> tuple[object, ...]:
+        return *super().apart(), self.normal is None
 
     def measure(self, view: View) -> Outcome:
         """Numbers of pictures and pixels; intervals draw pictures, of each object apart, normal and anomalous apart."""

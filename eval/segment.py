@@ -12,10 +12,10 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from eval.benchmark import BenchmarkPart, Outcome
-from eval.classify import class_names, class_templates
 from eval.data import Data, DataField
 from eval.masks import IGNORED, Masks
 from eval.overlays import Overlays
+from eval.prompts import Names, Templates, class_names, class_templates
 from eval.view import View
 from eval.windows import Resize, Size, assembled, layout, look
 from vlp.adapters.task import Task, short_hash
@@ -80,8 +80,8 @@ class Segmented(BenchmarkPart):
 
     method: ClassVar[str]
 
-    names: tuple[str, ...] | str | None = None
-    templates: tuple[str, ...] | str | None = None
+    names: Names = None
+    templates: Templates = None
     masks: Masks = Masks()
     background: Background | None = None
     validation: DataField | None = None
@@ -173,6 +173,9 @@ class Segmented(BenchmarkPart):
             shown={one["row"] for one in overlays.made},
         )
 
+    def apart(self) -> tuple[object, ...]:
+        return *super().apart(), self.suffix()
+
     def suffix(self) -> str:
         """What tells the files of several ways to segment apart."""
         return "" if self.method == self.how else f"_{self.how}" if self.method == "maskclip" else f"_{self.method}"
@@ -180,8 +183,7 @@ class Segmented(BenchmarkPart):
     def _file(self, words: Words, state: segmentation.Segmentation, overlays: Overlays) -> dict[str, Any]:
         names = [name if words.names.count(name) == 1 else f"{name} {n}" for n, name in enumerate(words.names)]
         title = f"{self.method}, {self.how}" if self.method != self.how else self.method
-        pixels = dict(zip(names, state.confusion().sum(dim=1).tolist()))
-        iou = dict(zip(names, state.class_iou()))
+        pixels, iou = (dict(zip(names, own)) for own in (state.confusion().sum(dim=1).tolist(), state.class_iou()))
         return {"schema": 1, "name": title, "iou": iou, "pixels": pixels, "overlays": overlays.made}
 
     def _words(self, view: View) -> Words:
