@@ -4,14 +4,15 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 DATA   ?= scenes
+PEER   := bench/peers/.venv-clip_benchmark
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint check format bench clean
+.PHONY: help install demo test lint check format bench bench-eval peers-eval clean
 
 help:  ## show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
 
 $(STAMP): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "no $(PYTHON): install Python 3.11 or later, or set PYTHON=python3.x"; exit 1; }
@@ -42,7 +43,18 @@ format: $(STAMP)  ## let ruff rewrite the sources
 	$(BIN)/ruff format .
 
 bench: $(STAMP)  ## side-by-side measurements against peers, one after the other
-	@failed=; for script in $$(grep -l __main__ bench/*.py); do echo "== $$script"; $(BIN)/python $$script || failed="$$failed $$script"; done; [ -z "$$failed" ] || { echo "failed:$$failed"; exit 1; }
+	@failed=; for script in $$(grep -l __main__ bench/*.py | grep -v bench/suite.py); do echo "== $$script"; $(BIN)/python $$script || failed="$$failed $$script"; done; [ -z "$$failed" ] || { echo "failed:$$failed"; exit 1; }
+
+$(PEER)/.installed: bench/peers/clip_benchmark.txt
+	@echo "installing CLIP_benchmark into $(PEER): a few minutes, about 6 GB"
+	$(PYTHON) -m venv $(PEER)
+	$(PEER)/bin/python -m pip install --quiet --requirement $<
+	@touch $@
+
+peers-eval: $(PEER)/.installed  ## environment of CLIP_benchmark, for bench-eval alone
+
+bench-eval: $(STAMP) peers-eval  ## `vlp eval` beside CLIP_benchmark: ten data sets, ten minutes, a quiet machine
+	$(BIN)/python bench/suite.py
 
 clean:  ## remove what runs and tests made; .venv stays
 	rm -rf runs/out .pytest_cache .mypy_cache .ruff_cache

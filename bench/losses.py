@@ -7,21 +7,17 @@ Loss and gradients are equal to 1e-4 of the largest element. Memory is the peak 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 
 import torch
 from open_clip.loss import ClipLoss, SigLipLoss
-from paired import Case, Run, arguments, close, main, parse
+from paired import MEMORY, Case, Run, arguments, close, main, megabytes, parse
 from torch import Tensor
 from torch.nn.functional import normalize
-from torch.profiler import ProfilerActivity, profile
 
 from vlp.losses.infonce import InfoNCE
 from vlp.losses.sigmoid import Sigmoid
 from vlp.types import UNLABELLED, Batch, Features
-
-MEMORY = ("memory theirs", "memory ours")
 
 
 def cases(pairs: list[int], width: int, blocks: list[int]) -> Iterator[Case]:
@@ -69,24 +65,6 @@ def contestants(num: int, width: int, block: int) -> list[tuple[str, Run, Run]]:
             run(lambda: siglip(image, text, scale, bias), *plain, bias),
         ),
     ]
-
-
-def megabytes(run: Run) -> Callable[[], str]:
-    return lambda: f"{peak_bytes(run) / 2**20:.1f} MB"
-
-
-def peak_bytes(run: Run) -> int:
-    """Most bytes alive at once, beyond what was alive before, from the profiler's allocation events."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler reports each start and stop
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        kept = run()
-    del kept
-    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
-    alive = most = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        alive += event.nbytes()
-        most = max(most, alive)
-    return most
 
 
 if __name__ == "__main__":

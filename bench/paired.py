@@ -25,8 +25,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 Run = Callable[[], Any]
+MEMORY = ("memory theirs", "memory ours")  # columns that `megabytes` fills
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "pillow", "numpy")
 
 
@@ -130,10 +132,10 @@ def clock(options: argparse.Namespace) -> Callable[[], float]:
     return time.process_time if options.threads == 1 else time.perf_counter
 
 
-def conditions(options: argparse.Namespace) -> str:
-    """Versions, cores, load and clock: what a figure has to be read with."""
+def conditions(options: argparse.Namespace, kind: str | None = None) -> str:
+    """Versions, cores, load and clock (or `kind`): what a figure has to be read with."""
     packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-    kind = "CPU seconds" if options.threads == 1 else "wall seconds"
+    kind = kind or ("CPU seconds" if options.threads == 1 else "wall seconds")
     capability = torch.backends.cpu.get_cpu_capability()
     return (
         f"Python {platform.python_version()}, {packages}\n"
@@ -149,6 +151,25 @@ def cores() -> int:
 
 def load() -> str:
     return " ".join(f"{value:.2f}" for value in os.getloadavg()) if hasattr(os, "getloadavg") else "unknown"
+
+
+def megabytes(run: Run) -> Callable[[], str]:
+    """Measures, when called, what a run takes beyond what was there before."""
+    return lambda: f"{peak_bytes(run) / 2**20:.1f} MB"
+
+
+def peak_bytes(run: Run) -> int:
+    """Most bytes alive at once, beyond what was alive before, from the profiler's allocation events."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler reports each start and stop
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        kept = run()
+    del kept
+    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+    alive = most = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        alive += event.nbytes()
+        most = max(most, alive)
+    return most
 
 
 def duration(seconds: float) -> str:

@@ -2,7 +2,10 @@
 
 Theirs is restated here: the top k of each query as one-hot rows over the whole gallery, times the right answers, in
 batches of 64 queries, once for each k and direction. Equal recalls to one query of each direction: two scores that
-differ in the last bits may be ordered either way, and ours counts ties within 1e-6 against the model.
+differ in the last bits may be ordered either way, and ours counts ties within 1e-6 against the model. Memory is the
+peak of torch's own allocation events beyond the features.
+
+    python bench/retrieval.py --texts 25000 --images 5000 --rounds 2
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from paired import Case, UnequalError, arguments, main, parse
+from paired import MEMORY, Case, UnequalError, arguments, main, megabytes, parse
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
@@ -42,7 +45,8 @@ def cases(texts: int, images: int, width: int) -> Iterator[Case]:
         found = "equal" if torch.equal(a, b) else f"within {float(apart.max()):.0e}"
         return f"{found}; R@1 {float(a[0, 0]):.3f} of pictures, {float(a[1, 0]):.3f} of texts"
 
-    yield Case(f"{texts} texts, {images} pictures, D={width}", ours, theirs, check)
+    more = {MEMORY[0]: megabytes(theirs), MEMORY[1]: megabytes(ours)}
+    yield Case(f"{texts} texts, {images} pictures, D={width}", ours, theirs, check, more)
 
 
 def by_one_hot(scores: Tensor, right: Tensor, k: int, *, batch: int = 64) -> float:
@@ -64,4 +68,4 @@ if __name__ == "__main__":
     images = options.images or (200 if options.quick else 1000)
     if texts < images:
         parser.error("every picture needs a text: --texts must be at least --images")
-    main(cases(texts, images, width=512), options)
+    main(cases(texts, images, width=512), options, columns=MEMORY)

@@ -17,6 +17,7 @@ Shards = Annotated[list[str], typer.Argument(help="Folders of shards, .tar files
 Workers = Annotated[int, typer.Option(help="Processes. The output does not depend on it.")]
 ShardSize = Annotated[int, typer.Option(help="Samples in one shard.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Remove shards made with other settings first.")]
+CaptionFields = Annotated[str, typer.Option(help="json fields (a.b) and members that hold captions.")]
 ShardRange = Annotated[
     str, typer.Option(help="i/n: write every n-th shard from i only (0/4 ... 3/4 on four machines).")
 ]
@@ -96,6 +97,11 @@ def make_part(tool: str, /, **fields: Any) -> Any:
             option = "--" + "-".join(str(step) for step in fault["loc"][:1]).replace("_", "-")
             typer.echo(f"{tool}: {option}: {fault['msg'].removeprefix('Value error, ')}", err=True)
         raise typer.Exit(2) from None
+
+
+def caption_fields(text: str) -> dict[str, Any]:
+    """The setting `captions`, where the option was given."""
+    return {"captions": tuple(text.split(","))} if text else {}
 
 
 def run_tool(part: Any, inputs: list[Any], out: Path | None) -> dict[str, Any]:
@@ -192,7 +198,7 @@ def verify(
     deep: Annotated[
         bool, typer.Option("--deep", help="Also decode every picture and compare sha256 of every shard.")
     ] = False,
-    captions: Annotated[str, typer.Option(help="json fields (a.b) and members that hold captions.")] = "",
+    captions: CaptionFields = "",
     unique_captions: Annotated[
         bool, typer.Option("--unique-captions", help="A caption that comes twice is a fault.")
     ] = False,
@@ -205,14 +211,13 @@ def verify(
     """
     from data_tools.tell import tell_verify
 
-    fields: dict[str, Any] = {"captions": tuple(captions.split(","))} if captions else {}
     part = make_part(
         "verify",
         deep=deep,
         unique_captions=unique_captions,
         disjoint=tuple(disjoint or ()),
         key_split=key_split,
-        **fields,
+        **caption_fields(captions),
     )
     result = run_tool(part, shards, None)
     tell_verify(result)
@@ -223,7 +228,7 @@ def verify(
 def stats(
     shards: Shards,
     out: Annotated[Path | None, typer.Option(help="Folder for stats.json and the plots.")] = None,
-    captions: Annotated[str, typer.Option(help="json fields (a.b) and members that hold captions.")] = "",
+    captions: CaptionFields = "",
     tokenizer: Annotated[str, typer.Option(help="Counts tokens; empty: does not.")] = "clip_bpe",
     context: Annotated[int, typer.Option(help="Context length that captions are cut at.")] = 77,
     top: Annotated[int, typer.Option(help="How many of the most frequent captions and classes.")] = 10,
@@ -234,8 +239,9 @@ def stats(
     """
     from data_tools.tell import tell_stats
 
-    fields: dict[str, Any] = {"captions": tuple(captions.split(","))} if captions else {}
-    result = run_tool(make_part("stats", tokenizer=tokenizer, context=context, top=top, **fields), shards, out)
+    result = run_tool(
+        make_part("stats", tokenizer=tokenizer, context=context, top=top, **caption_fields(captions)), shards, out
+    )
     tell_stats(result)
     if out is not None:
         typer.echo(f"written: {out}/stats.json, pictures.png, captions.png")

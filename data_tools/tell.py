@@ -1,4 +1,4 @@
-"""Results of `verify` and `stats` as tables on the terminal."""
+"""Results of `verify`, `stats` and `contamination` on the terminal."""
 
 from __future__ import annotations
 
@@ -54,6 +54,28 @@ def tell_stats(result: dict[str, Any]) -> None:
         console.print(f"classes: {result['labels']['classes']}; largest: {largest}")
     for text, count in captions["top"]:
         console.print(f"  {count:6d}  {text[:100]}", markup=False)
+
+
+def tell_contamination(result: dict[str, Any]) -> None:
+    """A line for every evaluation set, and what the training shards lose."""
+    console = _console()
+    for found in result["evaluations"]:
+        console.print(_leaked(found), markup=False)
+    counts = result["train"]
+    console.print(
+        f"training: {counts['samples']} samples, {counts['dropped']} to drop, not looked at: "
+        f"{_counts(counts['skipped'])}"
+    )
+
+
+def _leaked(found: dict[str, Any]) -> str:
+    if not found["pictures"]:
+        return f"{found['name']}: no picture could be read: {found['skipped']}"
+    share = f"{100 * found['share']:.2f} % ({100 * found['low']:.2f} to {100 * found['high']:.2f})"
+    skipped = f"; not read: {found['skipped']}" if found["skipped"] else ""
+    flat = f"; {found['flat']} of nearly one colour, by equal pixels only" if found["flat"] else ""
+    said = f"{found['name']}: {found['leaked']} of {found['pictures']} pictures leaked, {share}: "
+    return f"{said}{_counts(found['kinds'])}; same caption {found['same_caption']}{skipped}{flat}"
 
 
 def _console() -> Console:

@@ -48,6 +48,7 @@ def evaluate(
     workers: Annotated[int, typer.Option(help="processes that decode pictures")] = 0,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1; default: a GPU if there is one")] = "auto",
     precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16")] = "fp32",
+    resizer: Annotated[str, typer.Option(help="torch, or pillow: open_clip's pixels bit for bit, slower")] = "torch",
     cache: Annotated[
         Path | None,
         typer.Option(help="folder that keeps features for the next time; default: features under $VLP_CACHE"),
@@ -59,34 +60,43 @@ def evaluate(
     """Measure models on the benchmarks of suites; records in results.jsonl, examples beside it, a report.
 
     What has a record of the same weights, settings, data and code is not measured again: an interrupted suite goes on.
+    For several processes: `torchrun --nproc-per-node 2 -m eval MODEL SUITE.yaml`.
 
     Example: `vlp eval runs/out/a runs/out/b configs/eval/scenes.yaml data=FOLDER`
     """
-    from eval.suite import run_suite
+    from eval.processes import device_of, processes
     from eval.words import own_names, sort_words
     from vlp.data.index import cache_folder
     from vlp.embed import Encoder
-    from vlp.report import write_report
-    from vlp.trained import load
 
     asked = sort_words(words)
     if weights and len(asked.models) > 1:
         raise ValueError(f"--weights is of one open_clip name, and {len(asked.models)} models were given")
     plans = asked.plans(set_ or [])
-    for model, name in zip(asked.models, own_names(asked.models)):
-        encoder = Encoder(
-            load(model, weights=weights),
-            device=_device(device),
-            batch_size=batch_size,
-            workers=workers,
-            precision=_one_of("--precision", precision, ("fp32", "bf16", "fp16")),
-            cache=None if no_cache else cache or cache_folder() / "features",
-            cache_dtype=_one_of("--cache-dtype", cache_dtype, ("fp32", "fp16")),
-        )
-        folder = out if out and len(asked.models) == 1 else out / name if out else default_out(model, name)
-        of_weights = weights.name if weights else ""
-        for plan in plans:
-            run_suite(encoder, plan, out=folder, model_name=name, pretrained=of_weights, again=again)
+    with processes():
+        for model, name in zip(asked.models, own_names(asked.models)):
+            encoder = Encoder(
+                _loaded(model, weights, _one_of("--resizer", resizer, ("torch", "pillow"))),
+                device=device_of(device),
+                batch_size=batch_size,
+                workers=workers,
+                precision=_one_of("--precision", precision, ("fp32", "bf16", "fp16")),
+                cache=None if no_cache else cache or cache_folder() / "features",
+                cache_dtype=_one_of("--cache-dtype", cache_dtype, ("fp32", "fp16")),
+            )
+            folder = out if out and len(asked.models) == 1 else out / name if out else default_out(model, name)
+            _measure(encoder, plans, folder, model_name=name, pretrained=weights.name if weights else "", again=again)
+
+
+def _measure(encoder: Any, plans: Any, folder: Path, **how: Any) -> None:
+    """The suites on one model, then its report."""
+    from eval.suite import run_suite
+    from vlp import dist
+    from vlp.report import write_report
+
+    for plan in plans:
+        run_suite(encoder, plan, out=folder, **how)
+    if dist.is_main():
         typer.echo(str(folder / "results.jsonl"))
         typer.echo(str(write_report(folder)))
 
@@ -129,12 +139,14 @@ def table(
 
     Example: `vlp eval table runs/out --format latex`
     """
-    from eval.leaderboard import as_text, read_board
+    from eval.leaderboard import as_text, notes, read_board
     from eval.shifts import as_text as shift_text
     from eval.shifts import parse_shift, robustness
 
     how = _one_of("--format", format, ("md", "csv", "latex"))
     board = read_board(places, metric=metric)
+    for note in notes(board):
+        typer.echo(note, err=True)
     if shift is None:
         if baseline:
             raise ValueError("--baseline: models of the line of --shift ORIGINAL:SHIFTED,..., which was not given")
@@ -196,12 +208,13 @@ def default_out(checkpoint: str, name: str) -> Path:
     return folder if is_run else Path("runs/out/eval") / name.replace("/", "_")
 
 
-def _device(device: str) -> str:
-    if device != "auto":
-        return device
-    import torch
+def _loaded(model: str, weights: Path | None, resizer: str) -> Any:
+    """The model, which brings pictures to its size with that resizer."""
+    from vlp.trained import load
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    dual = load(model, weights=weights)
+    dual.transform = dual.transform.model_copy(update={"resizer": resizer})
+    return dual
 
 
 def _one_of(option: str, given: str, known: tuple[str, ...]) -> Any:

@@ -12,14 +12,14 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from eval.dense_adapted import DenseAdapterPart, adapter_name, check_adapter, check_apart, described, hashes, patch_maps
 from eval.anomaly_judges import ByAdapter, ByWords, flat
 from eval.anomaly_table import Numbers, Scored, Seen, table
 from eval.anomaly_words import ANOMALOUS_STATES, NORMAL_STATES, TEMPLATES, Prompts
 from eval.benchmark import BenchmarkPart, Outcome
-from eval.classify import class_templates
 from eval.data import Data, DataField
+from eval.dense_adapted import DenseAdapterPart, adapter_name, check_adapter, check_apart, described, hashes, patch_maps
 from eval.identity import label_of
+from eval.prompts import class_templates
 from eval.view import View
 from vlp.adapters.dense_task import DenseExamples, DenseTask, PatchMaps
 from vlp.adapters.task import short_hash
@@ -82,6 +82,9 @@ class Anomaly(BenchmarkPart):
     def others(self) -> tuple[Data, ...]:
         """The normal and the auxiliary pictures."""
         return tuple(data for data in (self.normal, self.auxiliary) if data is not None)
+
+    def apart(self) -> tuple[object, ...]:
+        return *super().apart(), self.normal is None, self.how, self.adapter and adapter_name(self.adapter)
 
     def measure(self, view: View) -> Outcome:
         """Numbers of pictures and pixels; intervals draw pictures, of each object apart, normal and anomalous apart."""

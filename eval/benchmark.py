@@ -76,6 +76,15 @@ class BenchmarkPart(Part):
         """Data that it needs beside its own, such as a training split; they come through `View.beside`."""
         return ()
 
+    def apart(self) -> tuple[object, ...]:
+        """What tells its records and files from those of another benchmark of its kind on the same data set."""
+        return self.prefix, getattr(self, "head", None)
+
+    @property
+    def named_adapter(self) -> dict[str, str | None]:
+        """For the record, where an adapter scores: its name, and the hash of its settings unless they are defaults."""
+        return {}
+
     def measure(self, view: View) -> Outcome:
         """The benchmark's numbers for one model on one data set."""
         raise NotImplementedError

@@ -18,7 +18,7 @@ from vlp.registry import Part, nearest
 
 Task = Literal[
     "zeroshot_classification",
-    "zeroshot_multilabel_classification",
+    "zeroshot_multilabel_classification",  # in records zeroshot_classification, CLIP_benchmark's word for both
     "zeroshot_retrieval",
     "image_caption_selection",
     "composed_image_retrieval",

@@ -11,17 +11,24 @@ from rich.markup import escape
 from rich.table import Table
 
 from eval import BENCHMARKS, catalog
+from eval.adapted import Adapted
 from eval.benchmark import BenchmarkPart
 from eval.catalog import KnownSet
+from eval.class_folders import by_order, label_reader
 from eval.classify import Classification
 from eval.counted import Seen, look, of_set
 from eval.data import Data, locate
 from eval.found import find_set
+from eval.health import Health
+from eval.labelled import Probe
 from eval.layout import CLASSES, read_words
+from eval.multilabel import MultiLabel, labels_of
+from eval.own import is_pictures, suite_of_folder
 from eval.retrieve import Retrieval
 from eval.suite import load_suite
 from vlp.data.fields import Fields
 from vlp.data.labels import Labels
+from vlp.data.schema import DataError
 from vlp.data.sources import Records
 from vlp.log import console
 from vlp.text.templates import checked, read_names, read_templates, template_set
@@ -50,7 +57,8 @@ class Row(NamedTuple):
 
 
 def check(words: Sequence[str]) -> list[Row]:
-    """A row for every benchmark of the suites, and for every set that is named itself or by its group.
+    """A row for every benchmark of the suites and folders of pictures, one for what each learns from or chooses on
+    besides, and one for every set that is named itself or by its group.
 
     ValueError for a name that is neither, and for overrides without a suite, except `data=FOLDER`.
     """
@@ -64,25 +72,37 @@ def check(words: Sequence[str]) -> list[Row]:
     if others and not suites:
         raise ValueError(f"{', '.join(others)}: changes a suite, and none was named; for sets only data=FOLDER counts")
     rows = []
-    for path in suites:
-        suite = load_suite(path, overrides)
+    pictures = [Path(name) for name in names if is_pictures(Path(name))]
+    for suite in (*(load_suite(path, overrides) for path in suites), *map(suite_of_folder, pictures)):
         folders = [*suite.data_folders(), Path(suite.folder), Path()]
-        rows += [check_part(part, suite.data_folders(), folders) for part in suite.benchmarks]
-    for name in names:
+        rows += [row for part in suite.benchmarks for row in check_part(part, suite.data_folders(), folders)]
+    for name in (name for name in names if Path(name) not in pictures):
         group = name in catalog.groups() and name not in catalog.catalog()
         known = catalog.of(name) if group else (catalog.find(name),)
         rows += [check_set(one, [Path(folder) for folder in data or [DATA]]) for one in known]
     return rows
 
 
-def check_part(part: BenchmarkPart, folders: Sequence[Path], files: Sequence[Path]) -> Row:
-    """What is there for one benchmark; `files` are the folders where its own files are looked for."""
-    title = (part.dataset, BENCHMARKS.name_of(type(part)))
-    try:
-        seen = look(part.data, folders)
-    except ValueError as error:
-        return Row(*title, "missing", notes=_lines(error, part.data.made_by))
-    return _judged(title, seen, part, files, limit=part.data.limit)
+def check_part(part: BenchmarkPart, folders: Sequence[Path], files: Sequence[Path]) -> list[Row]:
+    """What is there for one benchmark, of its own data first; `files`: the folders where its files are looked for."""
+    rows = []
+    for role in type(part).model_fields:
+        data = getattr(part, role)
+        if not isinstance(data, Data):
+            continue
+        own = role == "data"
+        title = (part.dataset if own else f"{part.dataset}, {role}", BENCHMARKS.name_of(type(part)))
+        try:
+            seen = look(data, folders)
+        except ValueError as error:
+            row = Row(*title, "missing", notes=_lines(error, data.made_by))
+        else:
+            row = _judged(title, seen, part if own or isinstance(part, Probe) else None, files, data)
+        if isinstance(part, Probe) and not own and data == part.data:
+            said = f"`{role}` is what is measured: the result would be of pictures that were learned"
+            row = row._replace(state="broken", notes=(*row.notes, said))
+        rows.append(row)
+    return rows
 
 
 def check_set(known: KnownSet, folders: Sequence[Path]) -> Row:
@@ -95,22 +115,22 @@ def check_set(known: KnownSet, folders: Sequence[Path]) -> Row:
     part = None
     if known.task == "zeroshot_classification":
         part = Classification(dataset="set", data=Data(path=str(seen.where)))
-    return _judged(title, seen, part, [*folders, Path()], limit=None)
+    return _judged(title, seen, part, [*folders, Path()], Data(set=known.name))
 
 
-def _judged(
-    title: tuple[str, str], seen: Seen, part: BenchmarkPart | None, files: Sequence[Path], *, limit: int | None
-) -> Row:
+def _judged(title: tuple[str, str], seen: Seen, part: BenchmarkPart | None, files: Sequence[Path], data: Data) -> Row:
     """The row of data that are there."""
     faults, notes = list(seen.faults), []
     classes = labels = templates = ""
-    if isinstance(part, Classification):
+    if isinstance(part, Adapted | Probe):
         classes, templates, names = _words(part, seen, files, faults)
-        if names and seen.sample is not None:
-            labels = _labels(part.label, names, seen.sample, faults)
-    if isinstance(part, Retrieval) and seen.sample is not None:
+        if (names or isinstance(part, Probe)) and seen.sample is not None:
+            labels = _labels(part, names, seen, faults)
+            note = by_order(_stage(part, names), seen.folders)
+            notes += [note] if note and not faults else []
+    if isinstance(part, Retrieval | Health) and seen.sample is not None:
         _captions(part, seen.sample, faults)
-    expected = seen.known.test if seen.known else None
+    expected, limit = seen.known.test if seen.known and data.split == "test" else None, data.limit
     if expected and limit:
         expected = min(expected, limit)
     pictures = min(seen.pictures, limit) if limit else seen.pictures
@@ -126,10 +146,13 @@ def _judged(
 
 
 def _words(
-    part: Classification, seen: Seen, files: Sequence[Path], faults: list[str]
+    part: Adapted | Probe, seen: Seen, files: Sequence[Path], faults: list[str]
 ) -> tuple[str, str, tuple[str, ...]]:
-    """How many classes and templates there are and where they come from, and the names; adds to `faults`."""
-    names, found, said = seen.names or (), None, "split file" if seen.names else ""
+    """How many classes and templates there are and where they come from, and the names; adds to `faults`.
+
+    A probe needs no names where labels are numbers, and no templates.
+    """
+    names, found, said = seen.names or (), None, _origin(seen)
     try:
         blank = seen.known.blank if seen.known else ()
         found = read_words(seen.where, blank=blank) if seen.where and seen.where.is_dir() else None
@@ -142,14 +165,20 @@ def _words(
     except ValueError as error:
         faults.append(str(error))
     wanted = seen.known.classes if seen.known else None
-    if not names and not faults:
+    if not names and not faults and isinstance(part, Adapted):
         faults.append(f"no class names: neither `names` in the suite nor {CLASSES} in the folder")
     if names and wanted and len(names) != wanted and not part.names:
         faults.append(f"{len(names)} class names, where the published set has {wanted}")
-    return f"{len(names)} {said}" if names else "", _templates(part, seen, files, found, faults), names
+    templates = _templates(part, seen, files, found, faults) if isinstance(part, Adapted) else ""
+    return f"{len(names)} {said}" if names else "", templates, names
 
 
-def _templates(part: Classification, seen: Seen, files: Sequence[Path], found: Any, faults: list[str]) -> str:
+def _origin(seen: Seen) -> str:
+    """Where the names come from that the records themselves brought."""
+    return "" if not seen.names else "split file" if seen.known else "folder"
+
+
+def _templates(part: Adapted, seen: Seen, files: Sequence[Path], found: Any, faults: list[str]) -> str:
     """Number and origin of the templates that measuring would take."""
     given = part.templates
     try:
@@ -168,30 +197,47 @@ def _templates(part: Classification, seen: Seen, files: Sequence[Path], found: A
     return f"{len(template_set(default))} {default}, by default"
 
 
-def _labels(field: str, names: tuple[str, ...], sample: Records, faults: list[str]) -> str:
+def _labels(part: Adapted | Probe, names: tuple[str, ...], data: Seen, faults: list[str]) -> str:
     """What labels the first samples have; adds to `faults` where they are not labels of these classes."""
-    stage = Labels(field=field, classes=names if len(set(names)) == len(names) and all(names) else ())
-    seen, bad = set[int](), dict[str, tuple[int, str]]()
+    field, stage = part.label, _stage(part, names)
+    places = {name: place for place, name in enumerate(stage.names)}
+    sample, seen, bad = data.sample, set[int](), dict[str, tuple[int, str]]()
+    assert sample is not None
+    try:
+        read = label_reader(stage, data.folders, where="classes")
+    except DataError as error:
+        faults.append(str(error))
+        return ""
     count = min(len(sample), FIRST)
     for i in range(count):
         try:
-            label = stage.index(Fields(sample.read(i, {"json", field})))
-            if label >= len(names):
+            fields = Fields(sample.read(i, {"json", field.partition(":")[0]}))
+            if isinstance(part, MultiLabel):
+                seen.update(labels_of(fields, field, places=places, classes=len(names)).nonzero().flatten().tolist())
+                continue
+            label = read(fields)
+            if names and label >= len(names):
                 raise BadSampleError("bad_label", f"{field} is {label}, there are {len(names)} classes")
             seen.add(label)
         except BadSampleError as error:
-            before, first = bad.get(error.reason, (0, str(error)))
+            before, first = bad.get(error.reason, (0, error.detail))
             bad[error.reason] = before + 1, first
     faults += [f"{times} of the first {count} samples: {why}, {text}" for why, (times, text) in bad.items()]
     return f"{min(seen)}-{max(seen)}" if seen else ""
 
 
-def _captions(part: Retrieval, sample: Records, faults: list[str]) -> None:
+def _stage(part: Adapted | Probe, names: tuple[str, ...]) -> Labels:
+    """As measuring reads labels: by name where each is another one."""
+    unique = len(set(names)) == len(names) and all(names)
+    return Labels(field=part.label, classes=names if unique else ())
+
+
+def _captions(part: Retrieval | Health, sample: Records, faults: list[str]) -> None:
     """Adds to `faults` if the first sample has no caption where the benchmark reads them."""
     try:
         part.captions.texts(Fields(sample.read(0, {"json", *part.captions.fields})))
     except BadSampleError as error:
-        faults.append(f"first sample: {error.reason}, {error}")
+        faults.append(f"first sample: {error.reason}, {error.detail}")
 
 
 def _lines(error: Exception, made_by: str | None) -> tuple[str, ...]:

@@ -13,25 +13,24 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from pydantic import Field, PrivateAttr, field_validator
+from pydantic import Field, field_validator
 from torch import Tensor
 
+from eval.adapted import Inputs
 from eval.benchmark import Outcome
-from eval.classify import TOKEN_BATCH, Classification
+from eval.classify import Classification
 from eval.data import locate
 from eval.heads import Head, file_name
 from eval.hits import picture_keys
 from eval.view import View
-from vlp.adapters.task import Task
 from vlp.data.corrupt import IMAGENET_C, SEVERITIES, VERSION, check, corrupt
 from vlp.data.corrupt.sheet import contact_sheet
 from vlp.data.schema import DataError
-from vlp.embed import Encoder
 from vlp.metrics.accuracy import Accuracy
 from vlp.metrics.interval import Interval, of_means
 from vlp.metrics.shifts import corruption_errors, corruption_intervals
 from vlp.pictures import Pictures, read_picture
-from vlp.registry import Part, nearest
+from vlp.registry import nearest
 
 Transform = Callable[[Any], Tensor]
 
@@ -69,14 +68,17 @@ class Corruptions(Classification):
     def measure(self, view: View) -> Outcome:
         """acc1 of the clean pictures, acc1_CORRUPTION, acc1_corrupted (mean of these) and relative_drop."""
         baseline = self._read_baseline(view)  # before anything is encoded
-        adapter = _Remembering(of=self.adapter)
-        clean = Classification.measure(self.model_copy(update={"adapter": adapter}), view)
+        fitted = self.fitted(view)
+        if fitted.classifier.needs == "pictures":
+            raise ValueError(
+                f"{view.dataset}: corruptions are encoded by the model's own tower, and this adapter has one of its own; "
+                "choose an adapter of features or tokens"
+            )
+        clean = self.scored(view, fitted)
         labels = clean.items["labels"]
         rows = [row for row, label in enumerate(labels) if label is not None]
-        label, classifier = torch.tensor([labels[row] for row in rows]), adapter.classifier
-        tokens = classifier.needs == "tokens"
-        look_up = view.image_tokens().rows if tokens else view.image.__getitem__
-        hits = [self._hits(classifier, lambda part: look_up(torch.tensor(rows)[part]), label)]
+        label, classifier = torch.tensor([labels[row] for row in rows]), fitted.classifier
+        hits = [self._right(classifier, fitted.inputs, torch.tensor(rows), label)]
         for name in self.corruptions:
             for severity in self.severities:
                 pictures = Corrupted(
@@ -87,17 +89,17 @@ class Corruptions(Classification):
                     severity,
                     seed=self.seed,
                 )
-                hits.append(self._hits(classifier, _encode(view, pictures, tokens=tokens), label))
+                inputs = _encode(view, pictures, tokens=classifier.needs == "tokens")
+                hits.append(self._right(classifier, inputs, torch.arange(len(rows)), label))
         found = self._outcome(clean, torch.stack(hits, dim=1), baseline)
         found.files = {**clean.files, **self._files(view, rows, found, torch.stack(hits, dim=1))}
         return found
 
-    def _hits(self, classifier: Any, inputs: Callable[[Tensor], Any], label: Tensor) -> Tensor:
+    def _right(self, classifier: Any, inputs: Inputs, rows: Tensor, label: Tensor) -> Tensor:
         """[n] fp64: 1 where the picture's class comes first, alone."""
         accuracy = Accuracy(len(classifier.names))
-        step = min(self.batch, TOKEN_BATCH) if classifier.needs == "tokens" else self.batch
-        for part in torch.arange(len(label)).split(step):
-            accuracy.update(classifier(inputs(part)), label[part])
+        for part, logits in self.logits(classifier, inputs, rows):
+            accuracy.update(logits, label[part])
         return (accuracy.predictions() == label).double()
 
     def _columns(self, hits: Tensor) -> dict[str, Tensor]:
@@ -168,7 +170,7 @@ class Corruptions(Classification):
         names = found.items["names"]
         columns = {name: values.tolist() for name, values in self._columns(hits).items() if name != "acc1"}
         return {
-            file_name("corruptions", by): {
+            file_name(self.stem("corruptions"), by): {
                 "schema": 1,
                 "severities": list(self.severities),
                 "clean": found.metrics["acc1"],
@@ -176,7 +178,7 @@ class Corruptions(Classification):
                 "sheet_row": rows[0],
                 "sheet": base64.b64encode(data.getvalue()).decode(),
             },
-            file_name("corruptions_hits", by): {
+            file_name(f"{self.stem('corruptions')}_hits", by): {
                 "schema": 1,
                 "keys": picture_keys(view, rows),
                 "items": [names[found.items["labels"][row]] for row in rows],
@@ -213,21 +215,6 @@ class Corrupted:
         return hashlib.sha256(json.dumps([*made, *how]).encode()).hexdigest()
 
 
-class _Remembering(Part):
-    """An adapter that keeps the classifier which the one it wraps makes, so that every pass is scored by the same."""
-
-    of: Any
-    _made: list[Any] = PrivateAttr(default_factory=list)
-
-    def fit(self, encoder: Encoder, task: Task) -> Any:
-        self._made.append(self.of.fit(encoder, task))
-        return self._made[-1]
-
-    @property
-    def classifier(self) -> Any:
-        return self._made[-1]
-
-
 def relative_drop_interval(clean: Tensor, corrupted: Tensor, *, n_boot: int = 1000, seed: int = 0) -> Interval | None:
     """95 % bootstrap interval of 1 - mean(corrupted) / mean(clean) over pictures, both drawn together.
 
@@ -242,7 +229,7 @@ def relative_drop_interval(clean: Tensor, corrupted: Tensor, *, n_boot: int = 10
     return Interval(float(low), float(high))
 
 
-def _encode(view: View, pictures: Pictures, *, tokens: bool) -> Callable[[Tensor], Any]:
+def _encode(view: View, pictures: Pictures, *, tokens: bool) -> Inputs:
     """What gives the features, or the tokens, of some of the pictures; DataError if not all could be read again."""
     found: Any = view.encoder.image_tokens(pictures) if tokens else view.encoder.images(pictures)
     if len(found.kept) != len(pictures):
@@ -250,7 +237,7 @@ def _encode(view: View, pictures: Pictures, *, tokens: bool) -> Callable[[Tensor
             f"{view.dataset}: {len(pictures) - len(found.kept)} of {len(pictures)} pictures could be read once and not "
             "again; were the data changed meanwhile?"
         )
-    look_up: Callable[[Tensor], Any] = found.rows if tokens else found.features.__getitem__
+    look_up: Inputs = found.rows if tokens else found.features.__getitem__
     return look_up
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from eval.caption_lines import with_caption_lines
 from eval.catalog import KnownSet
-from eval.data import Data, locate
+from eval.data import Data, Opened, is_plain_folder, locate, open_data
 from eval.found import Found, find_set, open_found
 from eval.layout import is_layout
 from vlp.data import index as shard_index
@@ -32,6 +32,7 @@ class Seen(NamedTuple):
     templates: str | None = None  # of the catalogue, where the folder has none
     faults: tuple[str, ...] = ()
     names: tuple[str, ...] | None = None
+    folders: tuple[str, ...] | None = None  # of pictures in class folders
 
 
 def look(data: Data, folders: Sequence[Path]) -> Seen:
@@ -42,15 +43,17 @@ def look(data: Data, folders: Sequence[Path]) -> Seen:
         found = Path(locate(data.path, folders=folders, made_by=data.made_by))
         if is_layout(found, data.split):
             return _of_shards(found, *_layout_shards(found, data.split))
+        if is_plain_folder(found):
+            return _of_records(found, open_data(data, folders=folders))
         if found.suffix not in (".csv", ".tsv"):
             return _of_shards(found if found.is_dir() else found.parent, list(map(Path, resolve(str(found)))), ())
         records = open_records({"name": "csv", "path": str(found)})
         return Seen(found, None, len(records), records)
-    source: Any = data.source
-    if isinstance(urls := getattr(source, "urls", None), str):
-        source = source.model_copy(update={"urls": locate(urls, folders=folders, made_by=data.made_by)})
-    records = open_records(source)
-    return Seen(None, None, len(records), records)
+    return _of_records(None, open_data(data, folders=folders))
+
+
+def _of_records(where: Path | None, opened: Opened) -> Seen:
+    return Seen(where, None, len(opened.records), opened.records, names=opened.names, folders=opened.folders)
 
 
 def of_set(found: Found, split: str) -> Seen:

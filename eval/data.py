@@ -12,19 +12,20 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from eval.caption_lines import with_caption_lines
 from eval.catalog import find
 from eval.found import open_set
-from eval.layout import CLASSES, is_layout, read_layout, read_words
+from eval.layout import CLASSES, Words, is_layout, read_layout, read_words
+from vlp.data.fields import IMAGE_MEMBERS
 from vlp.data.hub import HuggingFace
-from vlp.data.schema import DataError
+from vlp.data.schema import MANIFEST, DataError
 from vlp.data.sources import Records, Selected, Source, open_records
-from vlp.registry import Named, Part
+from vlp.registry import Named, Part, nearest
 
 SourcePart = Annotated[Source, Named("vlp.data:SOURCES")]
 CSV = (".csv", ".tsv")
 
 
 class Data(Part):
-    """A path (folder of shards, one tar, a glob, a folder in CLIP_benchmark's layout), a known evaluation set by one of
-    its names (`set`, docs/datasets.md), or any source of `vlp.data`.
+    """A path (folder of shards, one tar, a glob, a folder in CLIP_benchmark's layout or of pictures), a known
+    evaluation set by one of its names (`set`, docs/datasets.md), or any source of `vlp.data`.
 
     In YAML `data: PATH` is short for `data: {path: PATH}`, and `data: {name: csv, ...}` for `data: {source: ...}`.
     """
@@ -70,6 +71,7 @@ class Opened(NamedTuple):
     names: tuple[str, ...] | None = None
     templates: tuple[str, ...] | None = None
     resize_mode: str | None = None
+    folders: tuple[str, ...] | None = None  # of pictures in class folders their names, in the order of labels
 
 
 def open_data(data: Data, *, folders: Sequence[Path] = (Path(),)) -> Opened:
@@ -92,22 +94,34 @@ def _open_source(data: Data, folders: Sequence[Path]) -> Opened:
         place = getattr(source, field, None)
         if isinstance(place, str) and not isinstance(source, HuggingFace):  # whose path may be an id on the hub
             source = source.model_copy(update={field: locate(place, folders=folders, made_by=data.made_by)})
-    records = open_records(source)
-    return Opened(records, _names_of_folders(records, Path(getattr(source, "path", ""))))
+    place = getattr(source, "path", None) or getattr(source, "urls", None)
+    return _opened(open_records(source), Path(place) if isinstance(place, str) else None)
 
 
-def _names_of_folders(records: Records, root: Path) -> tuple[str, ...] | None:
-    """Class names of pictures in class folders: the folder's classnames.txt, else the folders' names as words."""
-    folders = getattr(records, "classes", None)
-    if folders is None:
-        return None
-    given = read_words(root).names
+def _opened(records: Records, root: Path | None) -> Opened:
+    """Records of a source, with the names of its classes if it has some, and the templates in its folder."""
+    words = read_words(root) if root is not None and root.is_dir() else Words(None, None)
+    known = tuple(records.classes)
+    if not known:
+        return Opened(records, words.names, words.templates)
+    folders = known if _in_class_folders(records) else None
+    return Opened(records, _names(words.names, known, root), words.templates, folders=folders)
+
+
+def _in_class_folders(records: Any) -> bool:
+    while isinstance(records, Selected):
+        records = records.inner
+    return getattr(records, "layout", None) == "classes"
+
+
+def _names(given: tuple[str, ...] | None, folders: tuple[str, ...], root: Path | None) -> tuple[str, ...]:
+    """The folder's classnames.txt, else the names of the class folders, or of the source's classes, as words."""
     if given is None:
         return tuple(" ".join(name.replace("_", " ").split()) for name in folders)
     if len(given) != len(folders):
         raise DataError(
-            f"{root / CLASSES} has {len(given)} names and there are {len(folders)} class folders: one line a folder, "
-            f"in alphabetical order ({', '.join(folders[:3])} ...)"
+            f"{root}/{CLASSES} has {len(given)} names and there are {len(folders)} class folders: one line a folder, "
+            f"its name or in alphabetical order ({', '.join(folders[:3])} ...)"
         )
     return given
 
@@ -118,9 +132,23 @@ def _open_path(path: str, data: Data, folders: Sequence[Path]) -> Opened:
         layout = read_layout(Path(found), data.split)
         records = with_caption_lines(Path(found), open_records({"name": "shards", "urls": layout.shards}))
         return Opened(records, layout.names, layout.templates)
+    if is_plain_folder(Path(found)):
+        return _opened(open_records({"name": "folder", "path": found}), Path(found))
     source = {"name": "csv", "path": found} if Path(found).suffix in CSV else {"name": "shards", "urls": found}
     words = read_words(Path(found))
     return Opened(open_records(source), words.names, words.templates)
+
+
+def is_plain_folder(folder: Path) -> bool:
+    """Whether a folder holds no shards, but pictures, in it or in folders in it."""
+    if not folder.is_dir() or (folder / MANIFEST).is_file() or any(folder.glob("*.tar")):
+        return False
+    return any(map(holds_pictures, (folder, *(inner for inner in folder.iterdir() if inner.is_dir()))))
+
+
+def holds_pictures(folder: Path) -> bool:
+    """Whether pictures lie in the folder itself."""
+    return any(file.suffix[1:].lower() in IMAGE_MEMBERS for file in folder.iterdir() if file.is_file())
 
 
 def locate(path: str, *, folders: Sequence[Path], made_by: str | None = None) -> str:
@@ -133,7 +161,14 @@ def locate(path: str, *, folders: Sequence[Path], made_by: str | None = None) ->
             return str(place)
     tried = "\n".join(f"  {place}" for place in dict.fromkeys(places))
     remedy = f"\nmake it with: {made_by}" if made_by else '\nset another place with "data=FOLDER"'
-    raise DataError(f'no data at "{path}" (in {Path.cwd()}); looked at\n{tried}{remedy}')
+    near = (nearest(place.name, _beside(place)) for place in places)
+    hint = next((one.replace("; ", "\n", 1) for one in near if one.startswith("; did")), "")
+    raise DataError(f'no data at "{path}" (in {Path.cwd()}); looked at\n{tried}{hint}{remedy}')
+
+
+def _beside(place: Path) -> list[str]:
+    """What lies where something was looked for."""
+    return [path.name for path in place.parent.iterdir()] if place.parent.is_dir() else []
 
 
 def located(part: Any, folders: Sequence[Path]) -> Any:

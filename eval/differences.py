@@ -53,9 +53,8 @@ def differences(first: Path, second: Path, *, n_boot: int = 10_000) -> Iterator[
         rows = {
             row.arm: row for row in compare(arms, baseline="first", dataset=dataset, measure=measure, n_boot=n_boot)
         }
-        classes = (
-            _classes(first / "eval" / dataset, second / "eval" / dataset, measure, head) if measure == "acc1" else []
-        )
+        places = (first / "eval" / dataset, second / "eval" / dataset)
+        classes = _classes(*places, measure, head) if measure.rpartition("/")[2] == "acc1" else []
         yield Difference(dataset, head, measure, rows["first"], rows["second"], classes)
 
 

@@ -11,11 +11,11 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from eval.benchmark import Outcome
-from eval.classify import class_templates
 from eval.data import locate
 from eval.hits import hits_file
 from eval.labelled import Known, Measured, Predict, Selection
 from eval.probe import Linear
+from eval.prompts import Templates, class_templates
 from eval.view import View
 from vlp.adapters.classifier import LinearClassifier
 from vlp.adapters.task import Task, short_hash
@@ -50,7 +50,7 @@ class FewShot(Linear):
     shots: tuple[Annotated[int, Field(ge=1)], ...] = Field((1, 2, 4, 8, 16), min_length=1)
     seeds: tuple[int, ...] = Field((1, 2, 3), min_length=1)
     draws: str | None = None
-    templates: tuple[str, ...] | str | None = None  # as for `zeroshot`
+    templates: Templates = None  # as for `zeroshot`
 
     @field_validator("shots", "seeds")
     @classmethod

@@ -57,7 +57,8 @@ def read_hits(folder: Path, measure: str, *, head: Head) -> Scores:
     if benchmark:
         found = {name: content for name, content in found.items() if name == _name(benchmark, head)}
     if len(found) > 1:
-        raise ValueError(f'{folder}: "{measure}" stands in {" and ".join(found)}; say which, as in true_false/{column}')
+        one = next(iter(found)).removesuffix(_name("", head))
+        raise ValueError(f'{folder}: "{measure}" stands in {" and ".join(found)}; say which, as in {one}/{column}')
     if not found:
         known = sorted({name for content in every.values() for name in content["columns"]})
         raise ValueError(

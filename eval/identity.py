@@ -13,9 +13,10 @@ from pydantic import Field, TypeAdapter, model_validator
 from torch import Tensor
 
 from eval.benchmark import BenchmarkPart, Outcome
-from eval.classify import class_names, class_templates
+from eval.class_folders import label_reader
 from eval.data import Data, DataField, locate
 from eval.hits import Column, hits_file, picture_keys
+from eval.prompts import Names, Templates, class_names, class_templates
 from eval.retrieve import SHOWN_ANSWERS, SHOWN_QUERIES
 from eval.view import View
 from vlp.data.schema import DataError
@@ -76,8 +77,8 @@ class LabelRetrieval(BenchmarkPart):
     label: str = "cls"
     queries: tuple[Asking, ...] = Field(("captions",), min_length=1)
     captions: Captions = Captions()
-    names: tuple[str, ...] | str | None = None  # as for `zeroshot`
-    templates: tuple[str, ...] | str | None = None
+    names: Names = None  # as for `zeroshot`
+    templates: Templates = None
     prompts: dict[str, tuple[str, ...]] | str | None = None
     query: DataField | None = None
     k: tuple[int, ...] = (1, 5, 10)
@@ -104,7 +105,7 @@ class LabelRetrieval(BenchmarkPart):
         """Numbers of every kind of queries."""
         asks = view if self.query is None else self._asking(view, self.query)
         names = class_names(self.names, view) if "classes" in self.queries and self.prompts is None else None
-        say, skips = self._say(names), Counter[str]()
+        say, skips = self._say(names, view), Counter[str]()
         view.label_reads["scoring"] += 1
         captions = self.captions if "captions" in self.queries else None
         known = self._read(view, say, captions if asks is view else None, skips)
@@ -139,14 +140,15 @@ class LabelRetrieval(BenchmarkPart):
         asks.label_reads["scoring"] += 1
         return asks
 
-    def _say(self, names: tuple[str, ...] | None) -> Callable[[Fields], str]:
+    def _say(self, names: tuple[str, ...] | None, view: View) -> Callable[[Fields], str]:
         """Reads the label of a sample."""
         if names is None:
             return lambda fields: label_of(fields, self.label)
         stage = Labels(field=self.label, classes=names if len(set(names)) == len(names) and all(names) else ())
+        read = label_reader(stage, view.opened.folders, where=view.dataset)
 
         def name(fields: Fields) -> str:
-            place = stage.index(fields)
+            place = read(fields)
             if place >= len(names):
                 raise BadSampleError("bad_label", f"{self.label} is {place}, there are {len(names)} classes")
             return names[place]

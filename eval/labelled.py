@@ -15,9 +15,9 @@ from pydantic import Field
 from torch import Tensor
 
 from eval.benchmark import BenchmarkPart
-from eval.classify import class_names
 from eval.data import Data, DataField
 from eval.hits import picture_keys
+from eval.prompts import Names, class_names
 from eval.view import View
 from vlp.data.schema import DataError
 from vlp.data.stages import Labels
@@ -92,7 +92,7 @@ class Probe(BenchmarkPart):
     train: DataField
     validation: DataField | None = None
     label: str = "cls"  # member or JSON field with the class index or class name
-    names: tuple[str, ...] | str | None = None
+    names: Names = None
     batch: int = Field(4096, ge=1)  # pictures scored at once
     n_boot: int = Field(1000, ge=1)
 

@@ -17,7 +17,7 @@ Format = Literal["md", "csv", "latex"]
 
 
 class Column(NamedTuple):
-    """One data set, task, language, head and metric."""
+    """One data set, task, metric, and how it was measured: `Record.apart`."""
 
     dataset: str
     task: str
@@ -52,11 +52,10 @@ def read_board(places: Sequence[Path], *, metric: str | None = None) -> Board:
     records = [row for file in _files(places) for row in record.read(file)]
     cells: dict[tuple[str, Column], Record] = {}
     for row in records:
-        how = " ".join(filter(None, (row.language if row.language != "en" else "", _head(row), _prefix(row))))
         name = metric if metric in row.metrics else None if metric else main_metric(row.task, row.metrics)
         if name is not None:
             model = f"{row.model} {row.pretrained}".strip()
-            cells[model, Column(row.dataset, row.task, how, name)] = row
+            cells[model, Column(row.dataset, row.task, " ".join(row.apart), name)] = row
     if not cells:
         known = sorted({name for row in records for name in row.metrics})
         raise ValueError(f'no record has the metric "{metric}"{nearest(metric or "", known)}')
@@ -75,6 +74,12 @@ def as_text(board: Board, how: Format, *, intervals: bool = True) -> str:
         average = board.average(model)
         row.append("-" if average is None else f"{100 * average:.1f}")
     return laid_out(head, rows, how)
+
+
+def notes(board: Board) -> list[str]:
+    """What records say of a model that is not as its weights were trained, a line each."""
+    said = [f"{model}: {text}" for (model, _), row in board.cells.items() for text in row.warnings]
+    return list(dict.fromkeys(said))
 
 
 def laid_out(head: Sequence[str], rows: Sequence[Sequence[str]], how: Format) -> str:
@@ -117,14 +122,6 @@ def _files(places: Sequence[Path]) -> list[Path]:
             raise ValueError(f"{place}: no results.jsonl there or below; `vlp eval MODEL SUITE.yaml` writes one")
         files += found
     return files
-
-
-def _head(row: Record) -> str:
-    return f"by {row.head}" if row.head not in (None, "global") else ""
-
-
-def _prefix(row: Record) -> str:
-    return "label prefix" if row.prefix == "label" else ""
 
 
 def _escaped(text: str) -> str:

@@ -8,15 +8,13 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import Field
 from torch import Tensor
 
-from eval.benchmark import BenchmarkPart, Outcome
-from eval.classify import TOKEN_BATCH, AdapterPart, class_names, class_templates
-from eval.data import located
+from eval.adapted import Adapted
+from eval.benchmark import Outcome
+from eval.heads import file_name
 from eval.view import View
 from vlp.adapters.task import Task
-from vlp.adapters.zeroshot import ZeroShot
 from vlp.data.columns import Column
 from vlp.data.fields import Fields
 from vlp.data.schema import DataError
@@ -35,7 +33,7 @@ class Shown(NamedTuple):
     skips: dict[str, int]
 
 
-class MultiLabel(BenchmarkPart):
+class MultiLabel(Adapted):
     """Mean average precision over classes, of pictures that show any number of them.
 
     `label`: a JSON field with a list of class names or indices (one alone is a list of one), or an array of numpy with
@@ -47,21 +45,13 @@ class MultiLabel(BenchmarkPart):
     task: ClassVar[str] = "zeroshot_classification"  # CLIP_benchmark's word, also for several labels; the metric tells
 
     label: str = "npy"
-    names: tuple[str, ...] | str | None = None
-    templates: tuple[str, ...] | str | None = None
-    adapter: AdapterPart = ZeroShot()
-    batch: int = Field(4096, ge=1)  # pictures scored at once
-    n_boot: int = Field(1000, ge=1)
 
     def measure(self, view: View) -> Outcome:
         """mean_average_precision; intervals draw pictures."""
-        task = Task(class_names(self.names, view), class_templates(self.templates, view))
-        classifier = located(self.adapter, view.folders).fit(view.encoder, task)
-        by_tokens = classifier.needs == "tokens"
-        inputs: Any = view.image_tokens().rows if by_tokens else view.image.__getitem__  # before one asks for labels
+        fitted = self.fitted(view)
+        task, classifier, inputs = fitted
         shown = self._shown(view, task)
-        step = min(self.batch, TOKEN_BATCH) if by_tokens else self.batch
-        scores = torch.cat([classifier(inputs(rows)).cpu() for rows in shown.rows.split(step)])
+        scores = torch.cat([logits.cpu() for _, logits in self.logits(classifier, inputs, shown.rows)])
         precision = MeanAveragePrecision(len(task.names))
         precision.update(scores, shown.labels)
         table = _table(precision, task, shown, scores)
@@ -81,7 +71,7 @@ class MultiLabel(BenchmarkPart):
             templates_hash=task.templates_hash,
             classes_hash=task.names_hash,
             skips=shown.skips,
-            files={"multilabel.json": table},
+            files={file_name(self.stem("multilabel"), fitted.head): table},
             shown={row for one in table["worst"] for row in (*one["missed"], *one["false"])},
         )
 

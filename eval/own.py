@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from eval.layout import CLASSES, TEMPLATES, is_layout
+from eval.data import is_plain_folder
+from eval.layout import CLASSES, is_layout
 from eval.suite import Suite
-from vlp.data.fields import IMAGE_MEMBERS
 from vlp.data.sources import open_records
 
 _MODEL_FILES = ("open_clip_config.json", "config.json", "config.yaml", "checkpoints", "model_index.json")
@@ -20,7 +20,7 @@ def is_pictures(path: Path) -> bool:
         return False
     if is_layout(path, "test"):
         return True
-    return any(_holds_pictures(folder) for folder in (path, *(inner for inner in path.iterdir() if inner.is_dir())))
+    return is_plain_folder(path)
 
 
 def suite_of_folder(path: Path) -> Suite:
@@ -35,10 +35,8 @@ def suite_of_folder(path: Path) -> Suite:
     else:
         data = {"name": "folder", "path": str(path.resolve())}
         records: Any = open_records(data)
-        if records.layout == "classes":
-            parts = [{"name": "zeroshot", **_templates(path)}]
-        else:
-            parts = _of_captions(_caption_fields(records))
+        in_classes = records.layout == "classes"
+        parts = [{"name": "zeroshot"}] if in_classes else _of_captions(_caption_fields(records))
     benchmarks = [{**part, "dataset": dataset, "data": data} for part in parts]
     return Suite.model_validate({"name": dataset, "benchmarks": benchmarks, "folder": str(path)})
 
@@ -51,11 +49,3 @@ def _caption_fields(records: Any) -> tuple[str, ...]:
     if records.layout == "texts":
         return ("txt", "caption", "captions", "text")
     return ("caption", "captions", "text", "title")
-
-
-def _templates(path: Path) -> dict[str, Any]:
-    return {"templates": TEMPLATES} if (path / TEMPLATES).is_file() else {}
-
-
-def _holds_pictures(folder: Path) -> bool:
-    return any(file.suffix[1:].lower() in IMAGE_MEMBERS for file in folder.iterdir() if file.is_file())

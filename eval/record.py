@@ -8,6 +8,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from vlp.report.variant import variant
+
 SCHEMA_VERSION = 1
 
 
@@ -30,6 +32,8 @@ class Record(BaseModel):
     contains_chance: dict[str, bool] = {}  # per metric: the interval does not lie on the better side of chance
     prefix: str | None = None  # kind of source whose prefix the texts had; null: the model has none
     head: str | None = None  # what scored: "global" (pooled features), "tokens", or a mixture
+    adapter: str | None = None  # what made the classifier, by its name in vlp.adapters; null: there is none
+    adapter_hash: str | None = None  # of its settings; null: its defaults
     templates_hash: str | None = None
     classes_hash: str | None = None
     settings_hash: str | None = None  # of the benchmark's own settings: what `vlp eval` goes on by
@@ -42,6 +46,19 @@ class Record(BaseModel):
     step: int | None = None
     code_version: str
     artefacts: str | None = None  # folder with features and examples, relative to the results file
+    warnings: tuple[str, ...] = ()  # what in the model does not fit its weights: activation, normalisation, resolution
+
+    @property
+    def apart(self) -> tuple[str, ...]:
+        """What sets it apart from other records of its task on the data set: language, adapter, head, prefix."""
+        head, adapter = self.head not in (None, "global"), variant(self.adapter, self.adapter_hash)
+        found = {
+            self.language: self.language != "en",
+            f"with {adapter}": adapter,
+            f"by {self.head}": head,
+            "label prefix": self.prefix == "label",
+        }
+        return tuple(said for said, there in found.items() if there)
 
 
 def append(record: Record, path: Path) -> None:

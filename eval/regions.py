@@ -10,11 +10,11 @@ from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from eval.dense_adapted import DenseAdapterPart, adapter_name, check_adapter, check_apart, described, hashes
 from eval.benchmark import BenchmarkPart, Outcome
-from eval.classify import class_names, class_templates
 from eval.data import Data, DataField
+from eval.dense_adapted import DenseAdapterPart, adapter_name, check_adapter, check_apart, described, hashes
 from eval.hits import hits_file, picture_keys
+from eval.prompts import Names, Templates, class_names, class_templates
 from eval.view import View
 from vlp.adapters.classifier import LinearClassifier
 from vlp.adapters.regions import BACKGROUND, Crops, Proposals, Regions, RegionTask, jittered
@@ -46,8 +46,8 @@ class RegionClasses(BenchmarkPart):
 
     task: ClassVar[str] = "region_classification"
 
-    names: tuple[str, ...] | str | None = None
-    templates: tuple[str, ...] | str | None = None
+    names: Names = None
+    templates: Templates = None
     objects: str = "objects"
     box: str = "box"
     object_class: str = "{shape}"
@@ -71,6 +71,9 @@ class RegionClasses(BenchmarkPart):
     def others(self) -> tuple[Data, ...]:
         """The pictures to learn from."""
         return () if self.train is None else (self.train,)
+
+    def apart(self) -> tuple[object, ...]:
+        return *super().apart(), self.adapter and adapter_name(self.adapter)
 
     def measure(self, view: View) -> Outcome:
         """acc1, and acc1_learned, acc1_new and their harmonic mean where some classes are not learned."""

@@ -17,13 +17,14 @@ _WORDS = (".txt", ".json", ".jsonl", ".csv", ".tsv", ".yaml")  # files whose con
 
 
 def settings_hash(part: BenchmarkPart, view: View) -> str:
-    """16 hex digits of a benchmark's settings, the files that they name, the class words of the data's folder, and the
-    data that it needs besides.
+    """16 hex digits of a benchmark's settings, the files that they name, the class words of the data's folder, the data
+    that it needs besides, and how pictures are read and encoded.
     """
     settings = part.model_dump(mode="json")
     files = {word: _content(word, view.folders) for word in sorted(set(_strings(settings))) if word.endswith(_WORDS)}
     others = [view.beside(data).opened.records.fingerprint for data in part.others()]
-    asked = [type(part).__name__, settings, files, view.opened.names, view.opened.templates, *others]
+    encoding = [repr(view.encoder.dual.transform), view.encoder.precision]
+    asked = [type(part).__name__, settings, files, view.opened.names, view.opened.templates, encoding, *others]
     return hashlib.sha256(json.dumps(asked, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from eval.alignments import alignments
@@ -16,6 +16,8 @@ from eval.two_stage import TwoStage
 from eval.view import View
 from vlp.data.stages import Captions
 from vlp.kernels.late import PadMax
+from vlp.metrics.interval import of_means
+from vlp.metrics.ranking import expected_average_precision, label_ranks
 from vlp.metrics.recall import Found, Ranks, RecallAtK, best_answers, retrieval_ranks
 from vlp.token_store import ImageTokens
 
@@ -41,6 +43,9 @@ class Retrieval(BenchmarkPart):
     by the mean over patches of the best word. What is no candidate keeps its pooled order behind them. `rerank: 0`
     compares all pairs by tokens. `head: conditioned` orders the candidates by the cosine of the caption with the
     picture as that caption sees it (FLAIR's text-conditioned pooling).
+
+    `all_captions`, of the pooled features: beside recall, where any caption of the picture will do, the mean share of
+    all its captions among the first k, and mean average precision both ways.
     """
 
     task: ClassVar[str] = "zeroshot_retrieval"
@@ -51,7 +56,14 @@ class Retrieval(BenchmarkPart):
     rerank: int = Field(128, ge=0)
     pad_max: PadMax = "exclude"  # zero: a patch may prefer padding, as in the authors' FILIP weights
     block: int = Field(256, ge=1)  # captions scored at once; no result depends on it
+    all_captions: bool = False
     n_boot: int = Field(1000, ge=1)
+
+    @model_validator(mode="after")
+    def _all_of_the_pooled(self) -> Retrieval:
+        if self.all_captions and self.head != "global":
+            raise ValueError(f"all_captions: only of head: global, since {self.head} orders no more than some captions")
+        return self
 
     def measure(self, view: View) -> Outcome:
         """Recalls and ranks; intervals draw pictures, since captions of one picture are not independent."""
@@ -70,7 +82,7 @@ class Retrieval(BenchmarkPart):
         shown = _examples(answers, place, rows, texts.captions)
         aligned = alignments(view, rows, place, texts.captions)
         reranked = {} if self.head == "global" else {"reranked": min(self.rerank or len(text), len(text))}
-        return Outcome(
+        found = Outcome(
             metrics={name: value for part in both for name, value in part.compute().items()},
             n=len(rows),
             counts={"images": len(rows), "texts": len(text), **reranked},
@@ -88,6 +100,25 @@ class Retrieval(BenchmarkPart):
             text=text,
             shown=_pictures(shown),
         )
+        if self.all_captions:
+            self._add_all(found, view.image[rows], text, place, answers.ranks)
+        return found
+
+    def _add_all(self, found: Outcome, image: Tensor, text: Tensor, place: Tensor, ranks: Ranks) -> None:
+        """Numbers that count every right answer; a caption has one, and its average precision is 1 / rank."""
+        of = label_ranks(image, text, torch.arange(len(image)), place, precision_at=self.k, block=self.block)
+        shares = {f"text_retrieval_all_recall@{k}": of.hits[:, i] / of.positives for i, k in enumerate(self.k)}
+        to_text = {"text_retrieval_mAP": of.average_precision, **shares}
+        to_image = {"image_retrieval_mAP": 1 / ranks.text_to_image.double()}
+        for columns, groups in ((to_text, None), (to_image, place)):
+            values = torch.stack(list(columns.values()), dim=1).double()
+            found.metrics |= dict(zip(columns, values.mean(dim=0).tolist()))
+            found.ci95 |= dict(zip(columns, of_means(values, groups=groups, n_boot=self.n_boot)))
+        found.chance |= {f"text_retrieval_all_recall@{k}": min(k, len(text)) / len(text) for k in self.k}
+        found.chance |= {
+            "text_retrieval_mAP": expected_average_precision(candidates=len(text), positives=of.positives),
+            "image_retrieval_mAP": expected_average_precision(candidates=len(image), positives=torch.ones(1)),
+        }
 
     @staticmethod
     def _ranks(view: View, answers: Answers, rows: Tensor, place: Tensor) -> dict[str, Any]:

@@ -9,13 +9,13 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from eval.dense_adapted import Adapted, DenseAdapterPart, WindowMaker, adapter_name, check_adapter
 from eval.benchmark import BenchmarkPart, Outcome
-from eval.classify import class_names, class_templates
 from eval.data import Data, DataField
+from eval.dense_adapted import Adapted, DenseAdapterPart, WindowMaker, adapter_name, check_adapter
 from eval.masks import IGNORED, Masks
 from eval.overlays import Overlays
 from eval.pixel_words import Background, Scored, Words, best_threshold, pixel_state, words_of
+from eval.prompts import Names, Templates, class_names, class_templates
 from eval.view import View
 from eval.windows import Resize, Size, assembled, layout, look
 from vlp.adapters.task import Task, short_hash
@@ -38,8 +38,8 @@ class Segmented(BenchmarkPart):
 
     method: ClassVar[str]
 
-    names: tuple[str, ...] | str | None = None
-    templates: tuple[str, ...] | str | None = None
+    names: Names = None
+    templates: Templates = None
     masks: Masks = Masks()
     background: Background | None = None
     validation: DataField | None = None
@@ -143,6 +143,9 @@ class Segmented(BenchmarkPart):
     def head(self) -> str:
         """What scores, for records."""
         return self.how
+
+    def apart(self) -> tuple[object, ...]:
+        return *super().apart(), self.suffix()
 
     def suffix(self) -> str:
         """What tells the files of several ways to segment apart."""

@@ -3,12 +3,14 @@
 What `run_suite(encoder, suite, out=OUT)` leaves behind, for reports, search and people:
 
     OUT/results.jsonl            one `eval.record.Record` a line, appended
-    OUT/eval/<dataset>/          the latest run on that data set (<dataset>-label_prefix/ for texts with that prefix):
+    OUT/eval/<dataset>/          of each benchmark the latest run on that data set, while its pictures stay the same
+                                 (<dataset>-label_prefix/ for texts with that prefix):
       features.safetensors       image [n, D], and text [m, D] where captions were encoded; fp32, unit norm
       items.json                 schema 1, dataset, data (its spec), and columns:
                                  keys, shards, indices [n] (where each picture lies in the source),
                                  captions [m], caption_image [m] (row of the picture that each describes),
-                                 labels [n] (class or null), names [C]; null where there are none
+                                 labels [n] (class or null), names [C]; null where there are none;
+                                 skipped: {reason, shard, key, detail} of every picture that could not be read
       retrieval.json             schema 1, k, num_images, num_texts, and examples:
                                  text_to_image: {caption (row), text, image (row of its picture), rank,
                                                  found [k image rows], scores [k], correct [k bools]}
@@ -41,7 +43,10 @@ What `run_suite(encoder, suite, out=OUT)` leaves behind, for reports, search and
       anomaly.json               schema 1, grid (rows, columns of a map, or null), rows, objects, anomalous, scores [n],
                                  examples: {row, object, anomalous, score, map [patches] or null};
                                  anomaly_reference.json with `normal`
-      thumbnails/<row>.jpg       every picture row that the two files above name, longest side 160
+      thumbnails/<row>.jpg       every picture row that the files above name, longest side 160
+
+Files of an adapter other than zero-shot are called after it (confusion-loki.json, zeroshot-loki_hits.json), with the
+first digits of its settings' hash where these are not its defaults (confusion-waffle-1a2b3c.json).
 
 Rows count the pictures that could be read; the others are counted by reason in the record's `skips`.
 """
@@ -84,9 +89,17 @@ class Suite(Part):
     @model_validator(mode="after")
     def _one_meaning_a_name(self) -> Suite:
         known: dict[str, Any] = {}
+        seen: dict[Any, int] = {}
         for number, part in enumerate(self.benchmarks):
             if known.setdefault(part.dataset, part.data) != part.data:
                 raise ValueError(f'benchmarks.{number}: dataset "{part.dataset}" stands already for other data')
+            first = seen.setdefault((type(part), part.dataset, *part.apart()), number)
+            if first != number:
+                raise ValueError(
+                    f"benchmarks.{number}: its files in eval/{part.dataset} would replace those of benchmarks.{first}, "
+                    "which differs in neither head, prefix nor adapter; give one of them another `dataset` name "
+                    "(pictures come from the cache of features)"
+                )
         return self
 
     def data_folders(self) -> list[Path]:
@@ -134,11 +147,12 @@ def run_suite(
         view = views.pop(dataset)  # what it holds goes with it
         parts = [part for part in suite.benchmarks if part.dataset == dataset]
         asked = [settings_hash(part, view) for part in parts]
-        kept = None if again else measured(out, dict.fromkeys(asked, view.opened.records.fingerprint), **provenance)
+        kept = None if again else _kept(out, dict.fromkeys(asked, view.opened.records.fingerprint), **provenance)
         if kept is not None:
-            console.print(
-                f"{dataset}: measured before, in {out / 'results.jsonl'}; --again measures it anew", highlight=False
-            )
+            if dist.is_main():
+                console.print(
+                    f"{dataset}: measured before, in {out / 'results.jsonl'}; --again measures it anew", highlight=False
+                )
             records += kept
             continue
         outcomes = []
@@ -159,6 +173,14 @@ def run_suite(
     if dist.is_main():
         console.print(as_table(records, title=suite.name), width=None if console.is_terminal else WIDTH)
     return records
+
+
+def _kept(out: Path, settings: dict[str, str], **provenance: Any) -> list[Record] | None:
+    """As `measured`, looked up by the first process, which also writes: all others do what it does."""
+    found: list[Record] | None = dist.broadcast_object(
+        measured(out, settings, **provenance) if dist.is_main() else None
+    )
+    return found
 
 
 def _views(encoder: Encoder, suite: Suite) -> dict[str, View]:
@@ -204,6 +226,8 @@ def make_record(part: BenchmarkPart, view: View, outcome: Outcome, **provenance:
         chance=outcome.chance,
         contains_chance=outcome.contains_chance(),
         head=outcome.head,
+        **part.named_adapter,
+        warnings=tuple(getattr(view.encoder.dual, "mismatches", ())),
         selection=outcome.selection,
         templates_hash=outcome.templates_hash,
         classes_hash=outcome.classes_hash,
@@ -221,9 +245,7 @@ def as_table(records: Sequence[Record], *, title: str) -> Table:
         table.add_column(heading, justify="left" if heading == "metric" else "right", no_wrap=True)
     for row in records:
         table.add_section()
-        how = [f"{row.prefix} prefix"] if row.prefix else []
-        how += [f"by {row.head}"] if row.head not in (None, "global") else []
-        table.add_row(", ".join([f"[bold]{row.dataset}[/] n = {row.n}", *how]))
+        table.add_row(", ".join([f"[bold]{row.dataset}[/] n = {row.n}", *row.apart]))
         for name, value in row.metrics.items():
             interval = row.ci95.get(name)
             star = "*" if row.contains_chance.get(name) else " "

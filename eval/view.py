@@ -4,20 +4,27 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from eval.class_folders import by_order, label_reader
 from eval.data import Data, Opened, open_data
+from vlp import dist
+from vlp.data.fields import IMAGE_MEMBERS
 from vlp.data.schema import DataError
+from vlp.data.sources import Selected
 from vlp.data.stages import Captions, Fields, Labels
 from vlp.embed import Encoded, Encoder, reducer
+from vlp.log import console
 from vlp.token_store import ImageTokens, TextTokens
+from vlp.tune.scoring import pixels
 from vlp.types import BadSampleError
 
 T = TypeVar("T")
@@ -122,6 +129,13 @@ class View:
         with self._resized():
             return self.encoder.image_tokens(self.opened.records, reduce=reduce)
 
+    def pixels(self, rows: Tensor) -> Tensor:
+        """uint8 [b, 3, H, W] of these rows on the encoder's device; ValueError if one can no longer be read."""
+        places = np.array([self.encoded.kept[row] for row in rows.tolist()], dtype=np.int64)
+        with self._resized():
+            pictures = Selected(self.opened.records, places, left_out="not_asked")
+            return torch.cat(list(pixels(self.encoder, pictures)))
+
     @contextmanager
     def _resized(self) -> Iterator[None]:
         """While open, pictures are brought to size as the data ask for, not as the model was trained."""
@@ -152,19 +166,24 @@ class View:
             captions += found
             rows += [row] * len(found)
         if not captions:
-            raise DataError(f"{self.dataset}: no picture has a caption in {', '.join(fields.fields)}: {dict(skips)}")
+            said = f"{self.dataset}: no picture has a caption in {', '.join(fields.fields)}: {dict(skips)}"
+            raise DataError(f"{said}; {self._has('caption', 'captions: {fields: [FIELD]}')}")
         return Texts(captions, torch.tensor(rows), dict(skips))
 
     def _read_labels(self, labels: Labels) -> Classes:
+        read = label_reader(labels, self.opened.folders, where=self.dataset)
+        if (note := by_order(labels, self.opened.folders)) and dist.is_main() and not self.encoder.quiet:
+            console.print(f"{self.dataset}: {note}", highlight=False, markup=False)
         found, rows, skips = list[int](), list[int](), Counter[str]()
         for row, index in enumerate(self.encoded.kept):
             try:
-                found.append(labels.index(self._fields(index, (labels.field,))))
+                found.append(read(self._fields(index, (labels.field,))))
                 rows.append(row)
             except BadSampleError as error:
                 skips[error.reason] += 1
         if not found:
-            raise DataError(f"{self.dataset}: no picture has a label in {labels.field}: {dict(skips)}")
+            said = f"{self.dataset}: no picture has a label in {labels.field}: {dict(skips)}"
+            raise DataError(f"{said}; {self._has('class', 'label: FIELD')}")
         return Classes(torch.tensor(found), torch.tensor(rows), dict(skips))
 
     def _read_places(self) -> list[Place]:
@@ -181,6 +200,21 @@ class View:
 
     def _fields(self, index: int, names: Sequence[str]) -> Fields:
         return Fields(self.opened.records.read(index, {"json", *names}))
+
+    def _has(self, what: str, setting: str) -> str:
+        """What the first sample holds that could be meant, for messages."""
+        sample = self.opened.records.read(self.encoded.kept[0])
+        there = [name for name in sample.members if name.rpartition(".")[2] not in IMAGE_MEMBERS]
+        if not there:
+            return (
+                f"the first sample is a picture and nothing else ({', '.join(sample.members)}): write the {what} of "
+                "each picture into a table or beside it (docs/evaluation.md, Your own pictures), or, of classes, give "
+                "a folder with a folder for each class"
+            )
+        with suppress(BadSampleError):
+            inside = Fields(sample).json("replace")
+            there += [f"fields {', '.join(inside)} of json"] if isinstance(inside, dict) else []
+        return f"the first sample has {', '.join(there)}: say with `{setting}` which of them is its {what}"
 
     def _once(self, key: Hashable, make: Callable[[], T]) -> T:
         if key not in self._made:

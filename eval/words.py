@@ -39,15 +39,29 @@ def sort_words(words: Sequence[str]) -> Asked:
         else:
             asked.models.append(word)
     if not asked.models:
+        taken = f" ({', '.join(map(str, asked.pictures))} holds pictures, no model)" if asked.pictures else ""
         raise ValueError(
-            "no model was given: vlp eval MODEL SUITE.yaml, e.g. vlp eval runs/out/demo configs/eval/scenes.yaml"
+            f"no model was given{taken}: vlp eval MODEL SUITE.yaml, e.g. vlp eval runs/out/demo "
+            "configs/eval/scenes.yaml"
         )
+    for word in asked.models:
+        if said := _neither(Path(word)):
+            raise ValueError(f"{word}: {said}")
     if not asked.suites and not asked.pictures:
         raise ValueError(
             f"no suite was given for {', '.join(asked.models)}: add a YAML file of benchmarks, such as "
             "configs/eval/scenes.yaml, or a folder of pictures in class folders"
         )
     return asked
+
+
+def _neither(path: Path) -> str | None:
+    """Why what was taken for a model is none, nor pictures, where that can be told by looking."""
+    if path.is_dir() and not any(path.iterdir()):
+        return "an empty folder: neither a model nor pictures"
+    if path.suffix == ".tar" and path.is_file():
+        return "a tar is no model; to measure on it name it in a suite (`data: FILE`), or unpack it and name the folder"
+    return None
 
 
 def own_names(models: Sequence[str]) -> list[str]:

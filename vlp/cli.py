@@ -74,8 +74,7 @@ def _measure(run: Any, plan: Any) -> Any:
 
 def _told(record: Any) -> str:
     """The data set, and what sets a record apart from others of it."""
-    apart = [record.head if record.head != "global" else None, "label_prefix" if record.prefix == "label" else None]
-    return "/".join([record.dataset, *filter(None, apart)])
+    return "/".join([record.dataset, *(said.removeprefix("by ").replace(" ", "_") for said in record.apart)])
 
 
 @app.command()

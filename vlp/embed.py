@@ -124,8 +124,7 @@ class Encoder:
         store.share()
         shares = dist.gather_object(own)
         kept = sorted(place for share in shares for place in share[0])
-        skips = self._told([skip for share in shares for skip in share[1]], pictures)
-        return ImageTokens(*store.keep(kept), kept, skips)
+        return ImageTokens(*store.keep(kept), kept, self._told([skip for _, own in shares for skip in own], pictures))
 
     def text_tokens(self, texts: Sequence[str]) -> TextTokens:
         """Features [n, D], unit tokens [n, T, D] (zero behind the end) and their mask, in order, equal texts once.
@@ -203,8 +202,9 @@ class Encoder:
     def _told(self, skips: list[Skip], pictures: Pictures) -> list[Skip]:
         """The same skips, said aloud."""
         if skips and not self.quiet and dist.is_main():
-            counts = dict(Counter(skip.reason for skip in skips))
-            console.print(f"left out {len(skips)} of {len(pictures)} pictures: {counts}", highlight=False)
+            first, counts = {s.reason: s.key for s in reversed(skips)}, Counter(s.reason for s in skips)
+            said = ", ".join(f"{count} {reason} (such as {first[reason]})" for reason, count in counts.items())
+            console.print(f"left out {len(skips)} of {len(pictures)} pictures: {said}", highlight=False, markup=False)
         return skips
 
     def _image_tokens(self, image: Tensor, head: Any) -> tuple[Tensor, Tensor]:

@@ -121,7 +121,7 @@ def test_it_comes_nearer_to_its_teacher(encoder):
     for epochs in (0, 40):
         made = PromptKD(epochs=epochs, augment=None, lr=0.005, **SMALL).fit(encoder, task)
         away.append(float((made(image).softmax(1) - teacher).abs().sum()))
-    assert away[1] < away[0] / 2
+    assert away[1] < 0.7 * away[0]
 
 
 def test_what_the_teacher_says_is_recorded_and_labels_of_the_pool_are_not_needed(encoder):

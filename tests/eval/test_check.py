@@ -88,7 +88,7 @@ def test_labels_names_and_templates_that_do_not_fit_are_broken(tmp_path):
     (row,) = check([suite(tmp_path, zeroshot("mnist"))])
     assert row.templates == "1 photo, by default"
     assert row.notes[0] == "8 class names, where the published set has 10"
-    assert row.notes[1] == "2 of the first 10 samples: bad_label, bad_label: cls is 8, there are 8 classes"
+    assert row.notes[1] == "2 of the first 10 samples: bad_label, cls is 8, there are 8 classes"
     (row,) = check([suite(tmp_path, zeroshot("mnist", f", names: {json.dumps(DIGITS)}, templates: photo"))])
     assert (row.state, row.classes, row.templates) == ("fewer", "10 suite", "1 photo")
     (root / "classnames.txt").unlink()
@@ -111,7 +111,7 @@ def test_data_that_are_no_known_set_are_counted_too(tmp_path):
     assert (first.state, first.pictures, first.shards, first.expected) == ("ready", 3, 1, None)
     assert second.state == "missing"
     assert "make it with: magic" in second.notes
-    assert (third.state, third.notes) == ("broken", ("first sample: no_caption, no_caption: no text",))
+    assert (third.state, third.notes) == ("broken", ("first sample: no_caption, no text",))
 
 
 def test_a_torn_shard_is_broken(tmp_path):
@@ -133,3 +133,57 @@ def test_files_beside_pictures_are_checked_against_the_published_ones(tmp_path):
     assert "is not the published one (SHA-256 073cdb8e253d...)" in row.notes[0]
     (row,) = check(["sugar_crepe/add_att", f"data={tmp_path / 'sets'}"])
     assert row.notes[0].endswith("add_att.json is missing")
+
+
+def labelled(labels: list[int]) -> list[dict[str, bytes]]:
+    return [{"jpg": jpeg("red"), "cls": str(label).encode()} for label in labels]
+
+
+def test_what_probes_learn_from_and_choose_on_is_looked_at_too(tmp_path):
+    for name, labels in (("test", [0, 1]), ("train", [0, 1, 1]), ("val", [0, 2])):
+        write_shard(tmp_path / "own" / f"{name}.tar", labelled(labels))
+    probe = "{{name: linear_probe, dataset: own, data: own/test.tar, train: own/{}.tar, validation: {}{}}}"
+    rows = check([suite(tmp_path, probe.format("train", "own/val.tar", "")), f"data={tmp_path}"])
+    assert [(row.dataset, row.state, row.pictures, row.labels) for row in rows] == [
+        ("own", "ready", 2, "0-1"), ("own, train", "ready", 3, "0-1"), ("own, validation", "ready", 2, "0-2")
+    ]  # fmt: skip
+    rows = check([suite(tmp_path, probe.format("train", "own/val.tar", ", names: [a, b]")), f"data={tmp_path}"])
+    assert [row.state for row in rows] == ["ready", "ready", "broken"]
+    assert rows[2].notes == ("1 of the first 2 samples: bad_label, cls is 2, there are 2 classes",)
+    rows = check([suite(tmp_path, probe.format("tst", "{path: own/v.tar, made_by: magic}", "")), f"data={tmp_path}"])
+    assert [row.state for row in rows] == ["ready", "missing", "missing"]
+    assert "make it with: magic" in rows[2].notes
+    rows = check([suite(tmp_path, probe.format("test", "own/val.tar", "")), f"data={tmp_path}"])
+    assert (rows[1].state, rows[1].notes) == (
+        "broken", ("`train` is what is measured: the result would be of pictures that were learned",)
+    )  # fmt: skip
+
+
+def test_other_data_beside_is_counted_and_other_splits_have_no_published_number(tmp_path):
+    digits(tmp_path / "sets" / "mnist")
+    digits(tmp_path / "sets" / "mnist").joinpath("test").rename(tmp_path / "sets" / "mnist" / "train")
+    digits(tmp_path / "sets" / "mnist")
+    read = "{name: knn, dataset: m, data: {set: mnist, limit: 10}, train: {set: mnist, split: train}}"
+    test, train = check([suite(tmp_path, read)])
+    assert (test.state, test.expected, train.state, train.expected) == ("ready", 10, "ready", None)
+    write_shard(tmp_path / "n.tar", labelled([0]))
+    odd = "{name: anomaly, dataset: a, data: n.tar, normal: nowhere.tar}"
+    assert [row.dataset for row in check([suite(tmp_path, odd), f"data={tmp_path}"])] == ["a", "a, normal"]
+
+
+def test_several_labels_and_a_folder_of_pictures(tmp_path):
+    facts = [
+        {"jpg": jpeg("red"), "json": json.dumps({"shows": shows}).encode()} for shows in (["a"], ["b", "c"], ["d"])
+    ]
+    write_shard(tmp_path / "many.tar", facts)
+    read = "{name: multilabel, dataset: m, data: many.tar, label: shows, names: [a, b, c]}"
+    (row,) = check([suite(tmp_path, read), f"data={tmp_path}"])
+    assert (row.state, row.labels, row.classes) == ("broken", "0-2", "3 suite")
+    assert "1 of the first 3 samples: bad_label, shows holds 'd'" in row.notes[0]
+    for name in ("cats", "dogs"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        (tmp_path / "photos" / name / "1.jpg").write_bytes(jpeg("red"))
+    own = "{name: zeroshot, dataset: p, data: {name: folder, path: photos}}"
+    (row,) = check([suite(tmp_path, own), f"data={tmp_path}"])
+    assert (row.state, row.pictures, row.classes, row.labels) == ("ready", 2, "2 folder", "0-1")
+    assert check([str(tmp_path / "photos")])[0].classes == "2 folder"

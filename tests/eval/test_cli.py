@@ -46,6 +46,18 @@ def test_measures_a_saved_model_and_the_cache_repeats_it(checkpoint, tmp_path):
     assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
+def test_other_pixels_or_another_precision_are_measured_anew(checkpoint, tmp_path):
+    colour_shard(tmp_path / "data" / "one.tar", per_colour=4)
+    (tmp_path / "s.yaml").write_text("name: s\nbenchmarks: [{name: health, dataset: d, data: data/one.tar}]")
+    words = [str(checkpoint), str(tmp_path / "s.yaml"), "--out", str(tmp_path / "out"), "--no-cache", "--device", "cpu"]
+    for more in ([], ["--resizer", "torch"], ["--resizer", "pillow"], ["--precision", "bf16"]):
+        assert CliRunner().invoke(app, [*words, *more], catch_exceptions=False).exit_code == 0
+    rows = list(map(json.loads, (tmp_path / "out" / "results.jsonl").read_text().splitlines()))
+    assert len({row["settings_hash"] for row in rows}) == len(rows) == 3
+    with pytest.raises(ValueError, match='--resizer "pilow"; known: torch, pillow'):
+        CliRunner().invoke(app, [*words, "--resizer", "pilow"], catch_exceptions=False)
+
+
 def test_records_go_into_the_run_they_measure(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     assert default_out(str(tmp_path), "x") == tmp_path

@@ -10,9 +10,9 @@ import torch
 from pydantic import ValidationError
 
 from data_tools.scenes.tool import Scenes
-from eval.dense_adapted import WindowMaker, patch_maps, split_maps
 from eval.anomaly import Anomaly
 from eval.data import Data, open_data
+from eval.dense_adapted import WindowMaker, patch_maps, split_maps
 from eval.masks import IGNORED, Masks
 from eval.pixel_words import words_of
 from eval.segment import Segmentation

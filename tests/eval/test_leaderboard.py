@@ -84,6 +84,15 @@ def test_another_metric_and_what_is_not_there(results):
     assert found.output.startswith("model,x acc1")
 
 
+def test_a_model_that_is_not_as_its_weights_were_trained_is_told_of(tmp_path):
+    said = "x.pt: was trained with QuickGELU, but this architecture uses GELU"
+    rows = [row("a", name, {"acc1": 0.5}, warnings=[said]) for name in ("x", "y")]
+    (tmp_path / "results.jsonl").write_text("\n".join([*rows, row("b", "x", {"acc1": 0.5})]) + "\n")
+    found = CliRunner().invoke(app, ["table", str(tmp_path)], catch_exceptions=False)
+    assert found.stderr == f"a: {said}\n"
+    assert said not in found.stdout
+
+
 def test_words_by_kind(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     asked = sort_words(["runs/a", "ViT-B-32", "s.yaml", "data=x/y.yaml", "t.yml"])

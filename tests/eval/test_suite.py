@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from eval import record
+from eval import suite as suites
+from eval.__main__ import app
 from eval.retrieve import Retrieval
 from eval.suite import Suite, as_table, load_suite, run_suite
 from tests.eval.colours import COLOURS, ColourDual, colour_shard, jpeg, write_shard
@@ -18,6 +23,9 @@ from vlp.data.schema import DataError
 from vlp.embed import Encoder
 from vlp.log import console
 from vlp.models import pretrained
+from vlp.models.model import Model
+from vlp.models.pretrained import save
+from vlp.report import write_report
 
 ONE_EACH = """
 name: colours
@@ -138,6 +146,43 @@ def test_mistakes_are_listed_with_pictures(suite, tmp_path):
     assert right == pytest.approx(9)
 
 
+def test_files_of_other_suites_stay_as_long_as_their_rows_mean_the_same(suite, tmp_path):
+    out, folder = tmp_path / "out", tmp_path / "out" / "eval" / "pairs"
+    run_suite(ColourDual(), suite, out=out)
+    captions = json.loads((folder / "items.json").read_text())["captions"]
+    text = load_file(folder / "features.safetensors")["text"]
+    labelled = {"name": "zeroshot", "dataset": "pairs", "data": str(tmp_path / "one.tar"), "names": list(COLOURS)}
+    run_suite(ColourDual(), Suite(name="t", benchmarks=[labelled]), out=out)
+    items = json.loads((folder / "items.json").read_text())
+    assert items["captions"] == captions
+    assert items["labels"] == list(range(5))
+    assert torch.equal(load_file(folder / "features.safetensors")["text"], text)
+    assert {file.stem for file in (folder / "thumbnails").iterdir()} == set("01234")
+    other = ColourDual()
+    other.table += torch.rand(6, 3)
+    other.encode_image = lambda image: torch.rand(len(image), 3)
+    run_suite(other, Suite(name="t", benchmarks=[labelled]), out=out)
+    assert "text" not in load_file(folder / "features.safetensors")  # features of two models are not to be compared
+    assert json.loads((folder / "items.json").read_text())["captions"] == []
+    fewer = {**labelled, "data": {"path": labelled["data"], "limit": 2}}
+    run_suite(ColourDual(), Suite(name="t", benchmarks=[fewer]), out=out)
+    assert {file.name for file in folder.glob("*.json")} == {
+        "items.json", "confusion.json", "reliability.json", "zeroshot_hits.json"
+    }  # fmt: skip
+    assert {file.stem for file in (folder / "thumbnails").iterdir()} == set("01")
+
+
+def test_what_does_not_fit_the_weights_stands_in_every_record_and_on_top_of_the_report(suite, tmp_path):
+    dual = ColourDual()
+    dual.mismatches = ("x.pt: was trained with <QuickGELU>",)
+    records = run_suite(dual, suite, out=tmp_path / "out")
+    assert {row.warnings for row in records} == {dual.mismatches}
+    assert next(record.read(tmp_path / "out" / "results.jsonl")).warnings == dual.mismatches
+    page = write_report(tmp_path / "out").read_text()
+    assert page.count("x.pt: was trained with &lt;QuickGELU&gt;") == 1
+    assert page.index("x.pt: was") < page.index("All results")
+
+
 def test_lists_of_captions_any_of_them_finds(suite, tmp_path):
     part = Retrieval(dataset="pairs", data=str(tmp_path / "one.tar"), captions={"fields": ["captions"]}, k=(1, 2))
     values = part.run(ColourDual())
@@ -188,6 +233,85 @@ def test_paths_start_at_the_data_override_the_file_or_here(tmp_path, monkeypatch
 def suite_in_a_process(rank, world, folder):
     pretrained.weights_hash = lambda dual: "0" * 16
     return [row.metrics for row in run_suite(ColourDual(), load_suite(folder / "suite.yaml"), out=folder / "out")]
+
+
+OF_A_MODEL = """
+name: all
+benchmarks:
+  - {name: retrieval, dataset: a, data: a.tar, captions: {fields: [captions]}, n_boot: 20}
+  - {name: retrieval, dataset: a, data: a.tar, captions: {fields: [captions]}, head: tokens, rerank: 4, n_boot: 20}
+  - {name: health, dataset: a, data: a.tar}
+  - {name: zeroshot, dataset: a, data: a.tar, names: NAMES, n_boot: 20}
+  - {name: zeroshot, dataset: a, data: a.tar, names: NAMES, adapter: token_zeroshot, n_boot: 20}
+  - {name: multilabel, dataset: a, data: a.tar, label: class, names: NAMES, n_boot: 20}
+  - {name: label_retrieval, dataset: a, data: a.tar, label: class, queries: [pictures], n_boot: 20}
+  - {name: corruptions, dataset: a, data: a.tar, names: NAMES, corruptions: [fog], severities: [1], n_boot: 20}
+  - {name: linear_probe, dataset: a, data: a.tar, train: b.tar, C: 1.0, n_boot: 20}
+  - {name: knn, dataset: a, data: a.tar, train: b.tar, n_boot: 20}
+  - {name: few_shot, dataset: a, data: a.tar, train: b.tar, shots: [1, 2], seeds: [1], C: 1.0, n_boot: 20}
+"""
+
+
+def model_in_a_process(rank, world, folder, out):
+    """The records of the command, as every process has them."""
+    seen = []
+    torch.manual_seed(0)
+    save(Model(arch="vlp-nano").build(), folder / f"nano{rank}")
+    measure, place = suites.run_suite, str(folder / f"nano{rank}")
+
+    def kept(*given, **how):
+        seen.extend(measure(*given, **{**how, "model_name": "nano"}))
+        return seen
+
+    suites.run_suite = kept
+    try:
+        for more in ([], ["--no-cache"]):  # the second time everything was measured before
+            words = [place, str(folder / "all.yaml"), "--device", "cpu", "--out", str(out), "--batch-size", "3"]
+            result = CliRunner().invoke(
+                app, [*words, *(more or ["--cache", str(out / "cache")])], catch_exceptions=False
+            )
+            assert result.exit_code == 0
+    finally:
+        suites.run_suite = measure
+    return [(row.dataset, row.task, row.head, row.metrics, row.n, row.skips) for row in seen]
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_does_by_every_kind_of_benchmark(tmp_path, spawn, monkeypatch):
+    monkeypatch.undo()  # the weights are hashed
+    colour_shard(tmp_path / "a.tar", per_colour=3, broken=2)
+    colour_shard(tmp_path / "b.tar", per_colour=4)
+    (tmp_path / "all.yaml").write_text(OF_A_MODEL.replace("NAMES", json.dumps(list(COLOURS))))
+    alone = model_in_a_process(0, 1, tmp_path, tmp_path / "alone")
+    one, two = spawn(model_in_a_process, 2, tmp_path, tmp_path / "out")
+    assert one == two
+    assert len(one) == 22
+    assert one[:11] == one[11:]
+    for own, other in zip(one, alone, strict=True):
+        assert own[:3] == other[:3]
+        assert own[3] == pytest.approx(other[3], abs=1e-4, nan_ok=True)
+        assert own[4:] == other[4:]
+    assert len(list(record.read(tmp_path / "out" / "results.jsonl"))) == 11
+    features = [load_file(tmp_path / name / "eval/a/features.safetensors") for name in ("alone", "out")]
+    for name in ("image", "text"):
+        torch.testing.assert_close(features[0][name], features[1][name], atol=2e-3, rtol=0)
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_torchrun_starts_processes_that_know_each_other(tmp_path):
+    colour_shard(tmp_path / "a.tar", per_colour=2)
+    (tmp_path / "s.yaml").write_text("name: s\nbenchmarks: [{name: health, dataset: a, data: a.tar}]\n")
+    torch.manual_seed(0)
+    save(Model(arch="vlp-nano").build(), tmp_path / "nano")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "eval"]
+    words = [str(tmp_path / "nano"), str(tmp_path / "s.yaml"), "--out", str(tmp_path / "out"), "--no-cache"]
+    told = subprocess.run(
+        [*launcher, *words, "--device", "cpu"], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert told.returncode == 0, told.stderr
+    assert len(list(record.read(tmp_path / "out" / "results.jsonl"))) == 1
+    assert told.stdout.count("report.html") == 1
 
 
 @pytest.mark.slow

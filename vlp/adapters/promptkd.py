@@ -31,7 +31,7 @@ AdapterPart = Annotated[Any, Named("vlp.adapters:ADAPTERS")]
 
 
 class PromptKD(TowerTuner):
-    """distil * tau^2 KL(softmax(z_T / tau) || softmax(z_S / tau)) / (B C) over unlabelled pictures (2403.02781, eq. 5).
+    """distil * tau^2 KL(softmax(z_T / tau) || softmax(z_S / tau)) / (B C) over a pool (2403.02781, section 3).
 
     z_S = s_T norm(h(f_S(x)))·w_T: the student has image prompts and the projector h (linear, BatchNorm, ReLU, linear),
     no text tower; w_T are the teacher's class weights, made once. Stage 1 is `teacher`: any adapter, also `saved`, on

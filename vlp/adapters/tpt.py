@@ -46,7 +46,7 @@ class TPT(Adapter):
     mix: bool = False
 
     def fit(self, encoder: Any, task: Task) -> PerPictureClassifier:
-        """A classifier that tunes both towers' answer to each picture, over pictures; without steps it is zero-shot."""
+        """A classifier over pictures that tunes the context for each of them; without steps it is zero-shot."""
         prompts = self.prompts(encoder, task)
         context = prompts.first(torch.Generator().manual_seed(task.seed))
         with frozen(encoder), torch.no_grad(), autocast(encoder):

@@ -38,6 +38,9 @@ class Folder(Source):
 
     def open(self, cache: ShardCache) -> FolderRecords:
         root = Path(self.path).expanduser()
+        if root.is_file():
+            what = "a shard: write `data: FILE`, without a source" if root.suffix == ".tar" else "no pictures"
+            raise DataError(f"{root}: a file, not a folder: unpack it into one, or if it is {what}")
         if not root.is_dir():
             raise DataError(f"no such folder: {root} (in {Path.cwd()})")
         return FolderRecords(root, self.layout, self.file_column)
@@ -140,8 +143,8 @@ def _detect(root: Path, files: list[str]) -> Layout:
     if all("/" in name for name in files):
         return "classes"
     raise DataError(
-        f"{root}: no captions found: neither {_TABLES[0]}, nor a .txt beside the pictures, nor class folders; "
-        "set `layout` if the captions lie otherwise"
+        f"{root}: no captions found: neither {_TABLES[0]}, nor a .txt beside the pictures, nor class folders (a folder "
+        "for each class, no picture outside of them); set `layout` if the captions lie otherwise"
     )
 
 

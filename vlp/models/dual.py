@@ -76,6 +76,7 @@ class Dual(Prompted, nn.Module):
         self.tokenizer_source = tokenizer  # a part until it is first used
         self.tokenizer_base = base  # folder that the part's relative paths refer to
         self.text_groups = text_groups
+        self.mismatches: tuple[str, ...] = ()  # what of it is not as its weights were trained; see mismatch.py
         self.needs: frozenset[str] = frozenset()
         self.held: tuple[nn.Module, ...] = ()  # stay in eval mode; see freeze.py
         self._ways: dict[str, Any] = {}  # how the towers are run; in a dict, so that no module is registered twice

@@ -132,8 +132,17 @@ def _preprocess(folder: Path, kind: str) -> dict[str, Any]:
     found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     half = [0.5, 0.5, 0.5] if kind == "siglip" else None
     known = {"mean": found.get("image_mean", half), "std": found.get("image_std", half)}
+    known["size"] = _side(found.get("crop_size") or found.get("size"))
     known["resize_mode"] = "squash" if kind == "siglip" else "shortest"
     return {key: value for key, value in known.items() if value is not None}
+
+
+def _side(size: Any) -> Any:
+    """Side, or height and width, as transformers writes them."""
+    if not isinstance(size, dict):
+        return size
+    both = [size["height"], size["width"]] if {"height", "width"} <= size.keys() else None
+    return size.get("shortest_edge", both)
 
 
 _PACKED = {

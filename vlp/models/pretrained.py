@@ -11,14 +11,15 @@ from typing import Any
 
 import torch
 
-from vlp import checkpoint
+from vlp import checkpoint, dist
 from vlp.models import hf_clip
 from vlp.models.arch import CONFIG_FILE, HF_FILE, OURS_FILE, Arch
 from vlp.models.assemble import Settings, assemble
 from vlp.models.dual import Dual
-from vlp.models.find import find, read_folder
+from vlp.models.find import find, names, read_folder
+from vlp.models.mismatch import mismatches
 from vlp.models.resize import adapt
-from vlp.models.state import State, head_state, is_openai, load_strict, read_weights, to_open_clip, to_ours, weight_file
+from vlp.models.state import State, head_state, load_strict, read_weights, to_open_clip, to_ours, weight_file
 from vlp.models.stretch import StretchText
 from vlp.registry import Part, nearest
 
@@ -47,7 +48,7 @@ def save(dual: Dual, folder: Path | str) -> None:
 
 
 def load(path: Path | str, *, weights: Path | str | None = None) -> Dual:
-    """The model at `path`, in eval mode.
+    """The model at `path`, in eval mode; `mismatches` of it says where it is not as its weights were trained.
 
     path: a folder written by `save` or open_clip, a run of ours (its newest checkpoint), a Hugging Face CLIP or SigLIP
     folder; or the name of an architecture, together with a file of `weights`.
@@ -55,7 +56,9 @@ def load(path: Path | str, *, weights: Path | str | None = None) -> Dual:
     found = find(str(path)) if weights is not None else arch_of(str(path))
     source = Path(weights) if weights is not None else model_folder(Path(path))
     dual = assemble(found, Settings())
-    state = _read(dual, source)
+    state = _read(source)
+    dual.mismatches = _told(mismatches(dual, source, state))
+    state = _named(state, source)
     if "logit_bias" in state and dual.logit_bias is None:
         dual.logit_bias = torch.nn.Parameter(torch.zeros(1))
     load_strict(dual, state, where=str(source))
@@ -66,7 +69,9 @@ def load(path: Path | str, *, weights: Path | str | None = None) -> Dual:
 def load_weights(dual: Dual, folder: Path | str) -> None:
     """Put the weights of a folder written by `save` into `dual`, heads included; everything must fit."""
     folder = model_folder(Path(folder))
-    load_strict(dual, _read(dual, folder), where=str(folder), skip=("heads.",))
+    state = _read(folder)
+    _told(mismatches(dual, folder, state))
+    load_strict(dual, _named(state, folder), where=str(folder), skip=("heads.",))
     heads = read_weights(folder / HEADS_FILE) if (folder / HEADS_FILE).is_file() else {}
     load_strict(dual.heads, heads, where=str(folder / HEADS_FILE))
 
@@ -82,7 +87,9 @@ def start(dual: Dual, source: str, *, text: bool = True, stretch: StretchText | 
     if not path.exists():
         near = nearest(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
         raise ValueError(f"model.pretrained: no file or folder {source}{near}")
-    state = _read(dual, path)
+    state = _read(path)
+    _told(mismatches(dual, path, state, resized=True))
+    state = _named(state, path)
     if not text:
         state = {name: tensor for name, tensor in state.items() if not name.startswith(("text.", "prefix."))}
     state, notes = adapt(dual, state, stretch=stretch)
@@ -105,10 +112,14 @@ def arch_of(source: str) -> Arch:
     if path.is_file() and path.suffix != ".json":
         raise ValueError(f"{source}: a file of weights says nothing of its architecture; name that too (arch: NAME)")
     if not path.exists():
+        if source in names():
+            raise ValueError(f"{source}: an architecture without weights; give them too (--weights FILE)")
+        near = nearest(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
         raise ValueError(
-            f"{source}: no such file or folder; an architecture by name needs a file of weights too (weights=FILE)"
+            f"{source}: no such file or folder (in {Path.cwd()}); a model is a run, a folder of open_clip or Hugging "
+            f"Face, or the name of an architecture with --weights FILE{near if near.startswith('; did') else ''}"
         )
-    raise ValueError(f"{source}: an architecture without weights; give weights=FILE")
+    raise ValueError(f"{source}: an architecture without weights; give them too (--weights FILE)")
 
 
 def model_folder(path: Path) -> Path:
@@ -137,10 +148,13 @@ def weights_hash(dual: Dual) -> str:
     return digest.hexdigest()[:16]
 
 
-def _read(dual: Dual, source: Path) -> State:
-    """Weights named as in `Dual`, from a file or a folder of any known kind; warns where the activation differs."""
-    state = read_weights(weight_file(source) if source.is_dir() else source)
-    _warn_gelu(dual, source, openai=is_openai(state))
+def _read(source: Path) -> State:
+    """Weights as they are named in a file, or in a folder of any known kind."""
+    return read_weights(weight_file(source) if source.is_dir() else source)
+
+
+def _named(state: State, source: Path) -> State:
+    """The same named as in `Dual`."""
     if source.is_dir() and not (source / CONFIG_FILE).is_file():
         return hf_clip.convert(state, source)
     return to_ours(state)
@@ -158,19 +172,11 @@ def _fit_prefixes(dual: Dual, state: State) -> list[str]:
     return [f"prefix: {left}{'starts at random' if own else 'this model has none'}"]
 
 
-def _warn_gelu(dual: Dual, source: Path, *, openai: bool) -> None:
-    """QuickGELU and GELU have the same weights, and a model run with the wrong one is quietly worse."""
-    here = bool(dual.config.get("quick_gelu", False))
-    there = True if openai else None
-    if source.is_dir():
-        there = bool(read_folder(source).config.get("quick_gelu", False))
-    if there is not None and there != here:
-        names = {True: "QuickGELU", False: "GELU"}
-        warnings.warn(
-            f"{source} was trained with {names[there]}, but this architecture uses {names[here]}: "
-            f'take the "-quickgelu" architecture, or set quick_gelu in its configuration',
-            stacklevel=4,
-        )
+def _told(found: list[str]) -> tuple[str, ...]:
+    """The same, each said aloud, once of all processes."""
+    for text in found if dist.is_main() else ():
+        warnings.warn(text, stacklevel=3)
+    return tuple(found)
 
 
 def _stored_tokenizer(dual: Dual, folder: Path) -> dict[str, Any] | None:

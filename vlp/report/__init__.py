@@ -66,7 +66,7 @@ def render(run: RunFolder) -> str:
         page.figures("How sure, and how often right", reliability.diagrams, note=reliability.NOTE),
         page.figures("From few pictures", few_shot.curves, note=few_shot.NOTE, class_="charts two"),
         progress.seconds(run.steps, run.results) if trained else None,
-        provenance.skipped(run.skips, latest),
+        provenance.skipped(run.skips, run.artefacts),
         provenance.provenance(run),
         page.remarks(),
     )

@@ -10,13 +10,14 @@ from typing import Any
 
 from vlp.report.page import DASH, Html, duration, figure, fold, section, table, tag
 from vlp.report.progress import number
-from vlp.report.read import RunFolder
+from vlp.report.read import Artefacts, RunFolder
 from vlp.report.results import task_of
 
 # an absolute path: a slash or a drive after a boundary, two names or more; URLs have "//" and are left alone
 _PATH = re.compile(r"(?<![\w./:~-])(?:[A-Za-z]:[\\/]|/)[\w.@+~-]+(?:[\\/][\w.@+~{}*?,-]+)+[\\/]?")
 _PRIVATE = frozenset({"host", "hostname", "node", "user", "username", "cwd", "home", "ip", "address"})
 _HASHES = ("data_hash", "templates_hash", "classes_hash", "settings_hash")
+_SHOWN = 3  # names of skipped pictures
 _LARGE = 12  # mappings with more entries than this are folded (the bad samples of a checkpoint's state, for one)
 
 
@@ -25,16 +26,25 @@ def hide_paths(text: str) -> str:
     return _PATH.sub(lambda match: f"…/{PurePosixPath(match[0].replace(chr(92), '/')).name}", text)
 
 
-def skipped(counts: Counter[str], latest: Sequence[Mapping[str, Any]]) -> Html:
-    """Samples that were left out in training and in the latest evaluations, by reason."""
-    rows = [["training", reason.replace("_", " "), figure(count)] for reason, count in counts.most_common()]
-    for record in latest:
-        where = f"{record.get('dataset')}, {str(record.get('task')).replace('_', ' ')}"
-        rows += [
-            [where, reason.replace("_", " "), figure(count)] for reason, count in (record.get("skips") or {}).items()
-        ]
+def skipped(counts: Counter[str], artefacts: Sequence[Artefacts]) -> Html:
+    """Samples that were left out in training and in the latest evaluations, by reason, with the names of some."""
+    rows = [["training", reason.replace("_", " "), figure(count), ""] for reason, count in counts.most_common()]
+    for place in artefacts:
+        for record in place.records:
+            where = f"{record.get('dataset')}, {str(record.get('task')).replace('_', ' ')}"
+            for reason, count in record["skips"].items():
+                rows.append([where, reason.replace("_", " "), figure(count), _names(place.items, reason)])
     none = tag("p", "None was skipped.")
-    return section("Skipped samples", table(["Where", "Reason", "Samples"], rows, numeric=(2,)) if rows else none)
+    head = ["Where", "Reason", "Samples", "For example"]
+    return section("Skipped samples", table(head, rows, numeric=(2,)) if rows else none)
+
+
+def _names(items: Mapping[str, Any], reason: str) -> str:
+    """Some pictures that could not be read for this reason."""
+    stored = items.get("skipped")
+    every = stored if isinstance(stored, list) else []
+    known = [one for one in every if isinstance(one, Mapping) and one.get("reason") == reason]
+    return ", ".join(str(one.get("key")) for one in known[:_SHOWN])
 
 
 def provenance(run: RunFolder) -> Html:

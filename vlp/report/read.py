@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,12 +11,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vlp.log import read_lines, read_steps
+from vlp.report.variant import variant
 
 Record = Mapping[str, Any]
 HEADS = {"": "", "_tokens": "by tokens", "_conditioned": "as the caption sees it"}  # how names of files end
 _LARGE = ("_hits", "ranks", "_draws")  # in the names of files for other commands, which no page draws
 _MAPPINGS = ("ci95", "chance", "contains_chance", "counts", "selection", "skips")  # of a record
-_NAMES = ("dataset", "task", "language", "head", "prefix")
+ADAPTER = ("adapter", "adapter_hash")  # keys of a record
+_NAMES = ("dataset", "task", "language", "head", "prefix", *ADAPTER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +33,14 @@ class Artefacts:
     records: Sequence[Record] = ()
 
     def by_heads(self, stem: str) -> list[tuple[str, Mapping[str, Any]]]:
-        """(Title, file) of each head that left such a file; the title is the data set's name, and how it was scored."""
-        found = [(how, self.files.get(f"{stem}{ending}")) for ending, how in HEADS.items()]
-        return [(", ".join(filter(None, (self.name, how))), file) for how, file in found if file]
+        """(Title, file) of each adapter and head that left such a file; the title is the data set's name, and these."""
+        form = re.compile(rf"{stem}(?:-(?P<adapter>.+?))?(?P<head>{'|'.join(filter(None, HEADS))})?")
+        found = [(match, file) for name, file in self.files.items() if file and (match := form.fullmatch(name))]
+        order = list(HEADS)
+        found.sort(key=lambda pair: (pair[0]["adapter"] or "", order.index(pair[0]["head"] or "")))
+        with_ = [f"with {match['adapter']}" if match["adapter"] else "" for match, _ in found]
+        by = [HEADS[match["head"] or ""] for match, _ in found]
+        return [(", ".join(filter(None, (self.name, *how))), file) for *how, (_, file) in zip(with_, by, found)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +58,7 @@ class RunFolder:
 
     @property
     def latest(self) -> list[dict[str, Any]]:
-        """Of each data set, task, language, prefix and head the last record: the measures of the run as it stands."""
+        """Of each data set, task, language, prefix, adapter and head the last record: the run as it stands."""
         return _latest(self.results)
 
 
@@ -79,8 +87,11 @@ def read_run(folder: Path) -> RunFolder:
 
 def _latest(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     keys = ("dataset", "task", "prefix")
-    heads = {(*map(r.get, keys), r.get("language") or "en", r.get("head") or "global"): r for r in results}
-    return list(heads.values())
+    ways = {
+        (*map(r.get, keys), r.get("language") or "en", variant(*map(r.get, ADAPTER)), r.get("head") or "global"): r
+        for r in results
+    }
+    return list(ways.values())
 
 
 def _is_record(line: Mapping[str, Any]) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 from vlp.report.page import DASH, Html, figure, fold, section, table, tag
 from vlp.report.progress import number
+from vlp.report.variant import variant
 
 Record = Mapping[str, Any]
 _HEADLINE = (
@@ -25,15 +26,22 @@ CONTAINS_CHANCE = tag("span", "contains chance", class_="mark", title="the 95 % 
 
 
 def header(name: str, latest: Sequence[Record], sentence: str) -> Html:
-    """The name of the run, what it is, and its headline measures."""
+    """The name of the run, what it is, what is wrong with its model, and its headline measures."""
     tiles = [_tile(record, metric, title) for record in latest for metric, title in _HEADLINE if _has(record, metric)]
     return tag(
         "header",
         tag("h1", name),
         tag("p", sentence, class_="sub"),
+        *(tag("p", tag("span", "warning", class_="mark"), f" {text}") for text in _warnings(latest)),
         tag("div", *tiles, class_="tiles") if 0 < len(tiles) <= MAX_TILES else None,
         None if latest else tag("p", "No evaluation was recorded yet: ", tag("code", "vlp eval RUN SUITE.yaml"), "."),
     )
+
+
+def _warnings(latest: Sequence[Record]) -> list[str]:
+    """What the records say of a model that is not as its weights were trained, each once."""
+    stored = [record.get("warnings") for record in latest]
+    return list(dict.fromkeys(str(text) for found in stored if isinstance(found, list) for text in found))
 
 
 def metrics(latest: Sequence[Record], records: Sequence[Record]) -> Html:
@@ -115,7 +123,7 @@ def _table(records: Sequence[Record]) -> Html:
 
 
 def task_of(record: Record) -> str:
-    """The task in words, with what sets a record apart from others of it: prefix, head, language."""
+    """The task in words, with what sets a record apart from others of it: prefix, language, adapter, head."""
     task = str(record.get("task", "")).replace("zeroshot_", "zero-shot ").replace("_", " ")
     task = f"{task}, {record['prefix']} prefix" if record.get("prefix") else task
     task += "" if record.get("language") in (None, "en") else f", {record['language']}"
@@ -123,7 +131,9 @@ def task_of(record: Record) -> str:
 
 
 def _head(record: Record) -> str:
-    return "" if record.get("head") in (None, "global") else f", by {record['head']}"
+    adapter = variant(record.get("adapter"), record.get("adapter_hash"))
+    said = f", with {adapter}" if adapter else ""
+    return said + ("" if record.get("head") in (None, "global") else f", by {record['head']}")
 
 
 def _cells(record: Record, metric: str, value: float | None) -> list[Any]:
