@@ -71,7 +71,7 @@ class Corruptions(Classification):
         fitted = self.fitted(view)
         if fitted.classifier.needs == "pictures":
             raise ValueError(
-                f"{view.dataset}: corruptions are encoded by the model's own tower, and this adapter has one of its own; "
+                f"{view.dataset}: corruptions are encoded by the model's own tower, and this adapter has another; "
                 "choose an adapter of features or tokens"
             )
         clean = self.scored(view, fitted)

@@ -19,9 +19,10 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from eval.classify import AdapterPart, class_names, class_templates
+from eval.adapted import AdapterPart
 from eval.data import Data, DataField, locate, open_data
 from eval.hits import picture_keys
+from eval.prompts import class_names, class_templates
 from eval.tuning_views import ViewFeatures
 from eval.view import View
 from vlp import config

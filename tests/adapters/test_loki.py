@@ -125,7 +125,10 @@ def test_a_task_over_some_classes_renumbers_its_pictures() -> None:
     task = Task(("x", "y", "z"), text=torch.randn(3, 1, 4), support=support, unlabelled=support.unlabelled())
     found = task.over([2, 0])
     assert found.names == ["z", "x"]
-    assert found.support is not None and found.support.known.tolist() == [1, 0, 0]
+    assert found.support is not None
+    assert found.support.known.tolist() == [1, 0, 0]
     assert found.support.keys == ("a", "b", "d")
-    assert found.text is not None and task.text is not None and torch.equal(found.text, task.text[[2, 0]])
+    assert found.text is not None
+    assert task.text is not None
+    assert torch.equal(found.text, task.text[[2, 0]])
     assert found.unlabelled is task.unlabelled
