@@ -5,7 +5,7 @@ it, or --peer names the python of one that is there. Both get fp32, batches of 6
 and the same pixels (`--resizer pillow`).
 After the first run each side runs again: ours finds its features in the cache, theirs keeps none. Parts are those of
 peers/theirs.py and peers/ours.py; the rest is starting and loading and, on our side, example pictures and the report.
-Metrics must be equal to 1e-4 on every set, else no ratio is given. The clock is the wall's, so that the machine has to be
+Metrics must be equal to 1e-4 on every set, else no ratio is given. The clock is the wall's, so the machine has to be
 quiet. Data sets and weights are made in --folder the first time.
 """
 
@@ -160,7 +160,7 @@ def options_of(parser: ArgumentParser) -> Namespace:
     parser.add_argument("--pictures", type=int, default=None, help="of each set; default: 1000, or 40 with --quick")
     parser.add_argument("--folder", type=Path, default=HERE.parent / "runs" / "out" / "bench-suite")
     parser.add_argument("--workers", type=int, default=1, help="loader processes of each side")
-    parser.add_argument("--resizer", default="pillow", help="of ours: pillow has their pixels, torch is the default")
+    parser.add_argument("--resizer", default="pillow", choices=("pillow", "torch"), help="of ours")
     parser.add_argument("--peer", type=Path, default=PEER, help="python that has clip-benchmark")
     parser.set_defaults(threads=cores())
     options = parser.parse_args()
