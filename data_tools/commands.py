@@ -22,6 +22,13 @@ ShardRange = Annotated[
     str, typer.Option(help="i/n: write every n-th shard from i only (0/4 ... 3/4 on four machines).")
 ]
 
+Defects = Annotated[
+    float, typer.Option(help="Share of the pictures with a scratch, a missing part or a blob on one object.")
+]
+UniqueCaptions = Annotated[
+    bool | None, typer.Option(help="No caption twice in the split; by default for all splits but train.")
+]
+
 
 def scenes(
     out: Folder,
@@ -35,15 +42,11 @@ def scenes(
         str, typer.Option(help="captions, or labelled: one dominant object of 25 classes.")
     ] = "captions",
     styles: Annotated[str, typer.Option(help="Drawing styles, comma-separated; empty: all seven.")] = "",
-    defects: Annotated[
-        float, typer.Option(help="Share of the pictures with a scratch, a missing part or a blob on one object.")
-    ] = 0.0,
+    defects: Defects = 0.0,
     format: Annotated[str, typer.Option(help="jpg or png.")] = "jpg",
     shard_size: ShardSize = 1000,
     exclude: Annotated[list[Path] | None, typer.Option(help="Data set with which no caption may be shared.")] = None,
-    unique_captions: Annotated[
-        bool | None, typer.Option(help="No caption twice in the split; by default for all splits but train.")
-    ] = None,
+    unique_captions: UniqueCaptions = None,
     workers: Workers = 1,
     shard_range: ShardRange = "0/1",
     overwrite: Overwrite = False,
