@@ -129,7 +129,7 @@ def _judged(title: tuple[str, str], seen: Seen, part: BenchmarkPart | None, file
             note = by_order(_stage(part, names), seen.folders)
             notes += [note] if note and not faults else []
     if isinstance(part, Retrieval | Health) and seen.sample is not None:
-        _captions(part, seen.sample, faults)
+        _captions(part, seen.sample, faults, notes)
     expected, limit = seen.known.test if seen.known and data.split == "test" else None, data.limit
     if expected and limit:
         expected = min(expected, limit)
@@ -232,12 +232,17 @@ def _stage(part: Adapted | Probe, names: tuple[str, ...]) -> Labels:
     return Labels(field=part.label, classes=names if unique else ())
 
 
-def _captions(part: Retrieval | Health, sample: Records, faults: list[str]) -> None:
-    """Adds to `faults` if the first sample has no caption where the benchmark reads them."""
-    try:
-        part.captions.texts(Fields(sample.read(0, {"json", *part.captions.fields})))
-    except BadSampleError as error:
-        faults.append(f"first sample: {error.reason}, {error.detail}")
+def _captions(part: Retrieval | Health, sample: Records, faults: list[str], notes: list[str]) -> None:
+    """Adds to `faults` if none of the first samples has a caption where the benchmark reads them, to `notes` if some."""
+    without, said = 0, ""
+    count = min(len(sample), FIRST)
+    for i in range(count):
+        try:
+            part.captions.texts(Fields(sample.read(i, {"json", *part.captions.fields})))
+        except BadSampleError as error:
+            without, said = without + 1, said or f"{error.reason}, {error.detail}"
+    if without:
+        (faults if without == count else notes).append(f"{without} of the first {count} samples: {said}")
 
 
 def _lines(error: Exception, made_by: str | None) -> tuple[str, ...]:

@@ -111,7 +111,15 @@ def test_data_that_are_no_known_set_are_counted_too(tmp_path):
     assert (first.state, first.pictures, first.shards, first.expected) == ("ready", 3, 1, None)
     assert second.state == "missing"
     assert "make it with: magic" in second.notes
-    assert (third.state, third.notes) == ("broken", ("first sample: no_caption, no text",))
+    assert (third.state, third.notes) == ("broken", ("3 of the first 3 samples: no_caption, no text",))
+
+
+def test_samples_without_the_caption_of_a_language_are_counted_and_no_fault(tmp_path):
+    samples = [b'{"texts": {"en": "red"}}', b'{"texts": {"en": "red", "sw": "nyekundu"}}']
+    write_shard(tmp_path / "own" / "a.tar", [{"jpg": jpeg("red"), "json": sample} for sample in samples])
+    swahili = "{name: retrieval, dataset: own, data: own, captions: {fields: [texts], language: sw}}"
+    (row,) = check([suite(tmp_path, swahili), f"data={tmp_path}"])
+    assert (row.state, row.notes) == ("ready", ("1 of the first 2 samples: no_caption, no texts",))
 
 
 def test_a_torn_shard_is_broken(tmp_path):
