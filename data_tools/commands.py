@@ -10,24 +10,19 @@ import typer
 from pydantic import ValidationError
 
 from data_tools import TOOLS
+from data_tools.options import (
+    CaptionFields,
+    Defects,
+    Folder,
+    Overwrite,
+    ShardRange,
+    Shards,
+    ShardSize,
+    UniqueCaptions,
+    Workers,
+    parse_range,
+)
 from vlp.data.schema import DataError
-
-Folder = Annotated[Path, typer.Argument(help="Folder to write to; made if it is not there.")]
-Shards = Annotated[list[str], typer.Argument(help="Folders of shards, .tar files, globs or {000..009} patterns.")]
-Workers = Annotated[int, typer.Option(help="Processes. The output does not depend on it.")]
-ShardSize = Annotated[int, typer.Option(help="Samples in one shard.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Remove shards made with other settings first.")]
-CaptionFields = Annotated[str, typer.Option(help="json fields (a.b) and members that hold captions.")]
-ShardRange = Annotated[
-    str, typer.Option(help="i/n: write every n-th shard from i only (0/4 ... 3/4 on four machines).")
-]
-
-Defects = Annotated[
-    float, typer.Option(help="Share of the pictures with a scratch, a missing part or a blob on one object.")
-]
-UniqueCaptions = Annotated[
-    bool | None, typer.Option(help="No caption twice in the split; by default for all splits but train.")
-]
 
 
 def scenes(
@@ -79,7 +74,7 @@ def scenes(
         exclude=tuple(exclude or ()),
         unique_captions=unique_captions,
         workers=workers,
-        shard_range=_range(shard_range),
+        shard_range=parse_range(shard_range),
         overwrite=overwrite,
         **({"styles": tuple(styles.split(","))} if styles else {}),
     )
@@ -115,14 +110,6 @@ def run_tool(part: Any, inputs: list[Any], out: Path | None) -> dict[str, Any]:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
     return result | {"seconds": round(time.perf_counter() - start, 1)}
-
-
-def _range(text: str) -> tuple[int, int]:
-    first, slash, second = text.partition("/")
-    if not (slash and first.isdigit() and second.isdigit() and int(first) < int(second)):
-        typer.echo(f'--shard-range "{text}" is not i/n with i < n', err=True)
-        raise typer.Exit(2)
-    return int(first), int(second)
 
 
 def _say(result: dict[str, Any]) -> None:
@@ -172,7 +159,7 @@ def build(
         shard_size=shard_size,
         allow_no_caption=allow_no_caption,
         workers=workers,
-        shard_range=_range(shard_range),
+        shard_range=parse_range(shard_range),
         overwrite=overwrite,
     )
     _say(run_tool(part, [source], out))
@@ -294,7 +281,7 @@ def teach(
         device=device,
         batch_size=batch_size,
         workers=workers,
-        shard_range=_range(shard_range),
+        shard_range=parse_range(shard_range),
         overwrite=overwrite,
     )
     _say(run_tool(part, shards, out))

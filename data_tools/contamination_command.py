@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from data_tools.commands import CaptionFields, Shards, Workers, caption_fields, make_part, run_tool
+from data_tools.commands import caption_fields, make_part, run_tool
+from data_tools.options import CaptionFields, Shards, Workers
 
 
 def contamination(
