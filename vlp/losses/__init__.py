@@ -31,6 +31,7 @@ LOSSES = Table(
         "simsiam": "vlp.losses.selfsup:SimSiam",
         "multiview": "vlp.losses.multiview:MultiView",
         "nearest_text": "vlp.losses.multiview:NearestText",
+        "text_pairs": "vlp.losses.text_pairs:TextPairs",
         "mlm": "vlp.losses.masked_text:MaskedText",
         "mae": "vlp.losses.masked_image:MaskedImage",
         "caption": "vlp.losses.caption:Caption",
