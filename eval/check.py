@@ -233,7 +233,7 @@ def _stage(part: Adapted | Probe, names: tuple[str, ...]) -> Labels:
 
 
 def _captions(part: Retrieval | Health, sample: Records, faults: list[str], notes: list[str]) -> None:
-    """Adds to `faults` if none of the first samples has a caption where the benchmark reads them, if some to `notes`."""
+    """Adds to `faults` if none of the first samples has a caption where they are read, to `notes` if some have."""
     without, said = 0, ""
     count = min(len(sample), FIRST)
     for i in range(count):
