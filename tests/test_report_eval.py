@@ -455,6 +455,14 @@ def test_sections_of_many_data_sets_are_folded_and_share_the_room(tmp_path: Path
     assert room.picture(held(tmp_path), 1).startswith("<img")
 
 
+def test_where_room_is_short_fewer_rows_are_shown_and_those_whole() -> None:
+    room = Thumbnails()
+    assert room.fits(7, 10) == 10
+    room.share(20)
+    assert room.fits(7, 10) == 3
+    assert Thumbnails(budget=10).fits(7, 10) == 1
+
+
 def test_languages_and_prefixes_stand_apart(tmp_path: Path) -> None:
     both = [record("x", "zeroshot_retrieval", {"image_retrieval_recall@5": v}, language=w) for v, w in ((0.5, "en"), (0.25, "de"))]  # fmt: skip  # noqa: E501
     lines(tmp_path / "results.jsonl", [*both, record("x", "zeroshot_classification", {"acc1": 0.1}, prefix="label")])

@@ -20,7 +20,8 @@ MAX_OPEN = 60  # a table of more classes is folded
 def classes(artefacts: Artefacts, thumbnails: Thumbnails) -> Html:
     """A section a head: confused pairs with pictures, worst and best classes with pictures, accuracy by class."""
     shown = partial(thumbnails.picture, artefacts)
-    return join(_section(title, file, shown) for title, file in artefacts.by_heads("confusion"))
+    found = artefacts.by_heads("confusion")
+    return join(_section(title, file, shown, rows=thumbnails.fits(2 * EXAMPLES, PAIRS)) for title, file in found)
 
 
 class _Known(NamedTuple):
@@ -32,19 +33,19 @@ class _Known(NamedTuple):
     shown: Callable[[int], Html]
 
 
-def _section(title: str, file: Entry, shown: Callable[[int], Html]) -> Html:
+def _section(title: str, file: Entry, shown: Callable[[int], Html], *, rows: int) -> Html:
     names = [str(name) for name in file.get("names") or []]
     if not names:
         return Html("")
     known = _Known(names, file.get("support") or [], [number(value) for value in file.get("recall") or []], shown)
-    worst = sorted(file.get("pairs") or [], key=lambda pair: -pair["count"])[:PAIRS]
-    rows = [_mixed(pair, known) for pair in worst]
+    worst = sorted(file.get("pairs") or [], key=lambda pair: -pair["count"])[:rows]
+    mixed = [_mixed(pair, known) for pair in worst]
     head = ["Is", "Taken for", "Times", "Of", "For example"]
-    parts = [tag("h3", "Most confused"), table(head, rows, numeric=(2, 3))] if rows else []
+    parts = [tag("h3", "Most confused"), table(head, mixed, numeric=(2, 3))] if mixed else []
     for key, heading in (("worst", "Found worst"), ("best", "Found best")):
-        rows = [_extreme(one, known) for one in file.get(key) or []]
-        if rows:
-            parts += [tag("h3", heading), table(["Class", "Accuracy", "n", "For example"], rows, numeric=(2,))]
+        extreme = [_extreme(one, known) for one in (file.get(key) or [])[:rows]]
+        if extreme:
+            parts += [tag("h3", heading), table(["Class", "Accuracy", "n", "For example"], extreme, numeric=(2,))]
     return section(f"Classes: {title}", *parts, by_class("Accuracy of each class", ("Accuracy", "n"), _every(known)))
 
 

@@ -16,6 +16,7 @@ SEED = 0
 SIDE, LEAST = 128, 96  # longest side of a picture in the page, and how large a smaller one is shown
 _LABELLED = {"text_to_image": "Caption", "class_to_image": "Class", "image_to_image": "Picture"}
 BUDGET = 4_500_000  # bytes of pictures in the whole page, base64 included
+TYPICAL = 5_000  # bytes of one of them
 
 
 class Thumbnails:
@@ -28,6 +29,10 @@ class Thumbnails:
     def share(self, parts: int) -> None:
         """From here on no more than one of `parts` equal parts of what is left, so that the last gets its own."""
         self._allowed = self._left // max(1, parts)
+
+    def fits(self, each: int, most: int) -> int:
+        """How many rows of `each` pictures half of the share has room for, 1 to `most`: rows are whole or not there."""
+        return max(1, min(most, self._allowed // (2 * TYPICAL * each)))
 
     def picture(self, artefacts: Artefacts, row: int) -> Html:
         """An img of at most 128 px, or a box that says why there is none."""
@@ -59,7 +64,8 @@ def retrieval(artefacts: Artefacts, thumbnails: Thumbnails) -> Html:
 
 def _found(title: str, file: Entry, artefacts: Artefacts, thumbnails: Thumbnails) -> Html:
     stored = [file.get(name) or [] for name in ("text_to_image", "image_to_text")]
-    texts, images = sample(stored[0]), sample(stored[1])
+    count = thumbnails.fits(7, QUERIES)  # five found, the right one, and the picture of a query the other way
+    texts, images = sample(stored[0], count), sample(stored[1], count)
     if not texts and not images:
         return Html("")
     pictures, captions = figure(file.get("num_images")), figure(file.get("num_texts"))
@@ -81,7 +87,7 @@ def _labelled(title: str, file: Entry, artefacts: Artefacts, thumbnails: Thumbna
     """Queries to which every picture of their label is a right answer."""
     count, parts = figure(file.get("num_images")), []
     for kind, heading in _LABELLED.items():
-        if queries := sample(file.get(kind) or []):
+        if queries := sample(file.get(kind) or [], thumbnails.fits(6, QUERIES)):
             shown = [_text_query(query, artefacts, thumbnails, count=count) for query in queries]
             parts += [tag("h3", f"{heading} → pictures of the same label"), *shown]
     note = f"At most {QUERIES} queries of each kind, drawn with seed {SEED} and not chosen by result. Right are green."
