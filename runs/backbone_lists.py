@@ -32,8 +32,9 @@ def main() -> None:
     records = open_records(str(data / "grocery_store/train-*.tar"))
     labels = [int(Fields(records.read(row, ("json",))).in_json("label")) for row in range(len(records))]
     write(out / "grocery_base_keys.txt", [records.name(row)[1] for row, label in enumerate(labels) if label < base])
-    for what in ("group", "subgroup"):
-        write(out / f"emoji_{what}s.txt", sorted({concept[what] for concept in concepts}))
+    for what in ("group", "subgroup"):  # of which something may be seen: of the others nothing could be learned
+        seen = {concept[what] for concept in concepts if not concept["test"]}
+        write(out / f"emoji_{what}s.txt", sorted(seen))
 
 
 def write(path: Path, lines: list[str]) -> None:

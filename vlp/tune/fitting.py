@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from vlp.adapters import ADAPTERS
 from vlp.adapters.adapter import Adapter, Given, Level
 from vlp.adapters.stored import Stored
 from vlp.adapters.task import Task
@@ -77,7 +78,7 @@ def transfer(adapter: Adapter, stock: Stock, classifier: Any, task: Task) -> Any
 
 def _guarded(adapter: Adapter, stock: Stock, task: Task, make: Callable[[Task], Any]) -> Any:
     known = traits(adapter)
-    check_level(type(adapter).__name__, known.level, stock.encoder)
+    check_level(_name(adapter), known.level, stock.encoder)
     with ExitStack() as stack:
         stack.enter_context(stock.test.fitting(leaky=known.leaky))
         task = replace(task, query=stock.test.pictures if known.transductive else None)
@@ -86,6 +87,13 @@ def _guarded(adapter: Adapter, stock: Stock, task: Task, make: Callable[[Task], 
         if task.unlabelled is not None and "unlabelled" in known.wants:
             task = replace(task, unlabelled=stock.with_views(task.unlabelled, known.views))
         return make(task)
+
+
+def _name(adapter: Adapter) -> str:
+    """Its name in the table, or its class's if it stands in none."""
+    kind = type(adapter)
+    target = f"{kind.__module__}:{kind.__qualname__}"
+    return next((name for name, entry in ADAPTERS.entries.items() if entry == target), kind.__name__)
 
 
 def _with_inner(part: Part) -> Iterator[Adapter]:
