@@ -7,7 +7,6 @@ cd "$(dirname "$0")/.."
 DATA=$1 OUT=runs/out/dense
 VLP=${VLP:-vlp} PYTHON=${PYTHON:-python}
 scenes() { "$VLP" data scenes $OUT/data --shard-size 500 "$@"; }  # what is there stays
-scenes --split train --count 16000 --seed 1 --workers 2
 scenes --split auxiliary --variant labelled --defects 0.5 --count 800 --seed 11 --styles flat,outline,crayon,pixel
 scenes --split flawed --variant labelled --defects 0.5 --count 600 --seed 12 --styles photo,pastel,night
 scenes --split normal --variant labelled --count 250 --seed 13 --styles photo,pastel,night
@@ -15,6 +14,7 @@ scenes --split boxes_train --count 500 --seed 14
 scenes --split boxes --count 400 --seed 15 --exclude $OUT/data/boxes_train
 MODEL=${2:-$OUT/backbone}
 if [ "$MODEL" = $OUT/backbone ]; then
+  scenes --split train --count 16000 --seed 1 --workers 2
   "$VLP" train configs/train/scenes.yaml out=$OUT name=backbone model.arch=vlp-vit-64 \
     "data.sources.0.urls=$OUT/data/train/*.tar" "evals=[]"
 fi
