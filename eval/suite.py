@@ -241,8 +241,9 @@ def make_record(part: BenchmarkPart, view: View, outcome: Outcome, **provenance:
 def as_table(records: Sequence[Record], *, title: str) -> Table:
     """Every number with its interval and what chance reaches; a star where the two cannot be told apart."""
     table = Table(title=title, title_justify="left", box=SIMPLE, caption="* not shown to be better than chance")
-    for heading in ("metric", "value", "95 % interval", "chance"):
-        table.add_column(heading, justify="left" if heading == "metric" else "right", no_wrap=True)
+    table.add_column("metric", overflow="fold")  # the one that may take two lines: numbers are never cut
+    for heading in ("value", "95 % interval", "chance"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in records:
         table.add_section()
         table.add_row(", ".join([f"[bold]{row.dataset}[/] n = {row.n}", *row.apart]))
