@@ -1,6 +1,6 @@
 """One set of a file of `vlp tune` as a file of its own, for runs that adapt to each set alone; prints the set's name.
 
-    python runs/one_set.py configs/tune/adapters.yaml 0 OUT
+Example: python runs/one_set.py configs/tune/adapters.yaml 0 OUT
 """
 
 from __future__ import annotations
