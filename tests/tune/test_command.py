@@ -104,7 +104,7 @@ def test_the_list_says_what_each_method_is(methods):
         (["means", "--set", "wait=1"], 'wait: unknown field; did you mean "weight"'),
         (["zeroshot", "--protocol", "paper"], "zeroshot has no `protocol: paper`"),
         (["zeroshot", "--protocol", "base_to_knew"], 'unknown protocol "base_to_knew"; did you mean "base_to_new"'),
-        (["tower"], "Tower runs both towers, and stored features have none"),
+        (["tower"], "tower runs both towers, and stored features have none"),
         (["zeroshot", "model"], "there is also model"),
         (["zeroshot", "--seeds", "1,1"], "none twice"),
         (["means", "--protocol", "cross_dataset"], "name some with --test"),
