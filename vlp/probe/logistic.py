@@ -5,7 +5,7 @@ Everything is in double precision, and in blocks of rows, so that no [n, C] matr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -60,23 +60,24 @@ def fit(
     intercept: bool = True,
     start: Logistic | None = None,
     max_iter: int = 1000,
-    tolerance: float = 1e-7,
+    tolerance: float = 1e-6,
 ) -> Logistic:
     """The minimum of |W|^2 / 2 + C * sum of cross-entropies, that of scikit-learn's `LogisticRegression(C=C)`.
 
     Found by L-BFGS on the mean (Radford et al. 2021, appendix A.3), from `start`. As there, the bias is free, and two
     classes share one weight vector: theirs are opposites, and count once. Our deviation is on the way alone: features
-    are centred, which only moves a free bias, and every variable is scaled to a curvature near 1, so that no entry of
-    the gradient above `tolerance` means that the loss is right to about its square, for every C.
+    are centred, which only moves a free bias, and the variables run along their principal axes, scaled to a curvature
+    of 1 where all classes are equally likely. So no entry of the gradient above `tolerance` means that the loss is
+    right to about its square, for every C, and few steps are needed where features lie in a narrow cone.
     """
     classes, n, width = _classes(label), len(features), features.shape[1]
     strength = (2 if classes == 2 else 1) / (C * n)
     centre = features.mean(dim=0, dtype=torch.float64) if intercept else None
     objective = _Objective(features, label.to(features.device), strength=strength, centre=centre)
-    scale = _scale(features, classes, strength=strength, centre=centre)
-    theta = nn.Parameter(torch.zeros(classes, len(scale), dtype=torch.float64, device=features.device))
+    axes = _axes(objective, classes)
+    theta = nn.Parameter(torch.zeros(classes, axes.scale.numel(), dtype=torch.float64, device=features.device))
     if start is not None:
-        theta.data = _columns(start, centre) / scale
+        theta.data = axes.along(_columns(start, centre))
     optimizer = torch.optim.LBFGS(
         [theta],
         max_iter=max_iter,
@@ -88,17 +89,17 @@ def fit(
     )
 
     def closure() -> Tensor:
-        loss, gradient = objective(theta.detach() * scale)
-        theta.grad = gradient * scale
+        loss, gradient = objective(axes.back(theta.detach()))
+        theta.grad = axes.slope(gradient)
         return loss
 
     optimizer.step(closure)  # type: ignore[arg-type]
-    found, spent = theta.detach() * scale, optimizer.state[theta]
+    found, spent = axes.back(theta.detach()), optimizer.state[theta]
     loss, gradient = objective(found)
     cut = spent["n_iter"] >= max_iter or spent["func_evals"] >= 2 * max_iter
     weight = found[:, :width].contiguous()
     bias = weight.new_zeros(classes) if centre is None else found[:, width] - weight @ centre
-    return Logistic(weight, bias, float(loss), not cut or bool((gradient * scale).abs().max() <= tolerance))
+    return Logistic(weight, bias, float(loss), not cut or bool(axes.slope(gradient).abs().max() <= tolerance))
 
 
 def choose(
@@ -167,6 +168,7 @@ class _Objective:
 
     def __init__(self, features: Tensor, label: Tensor, *, strength: float, centre: Tensor | None) -> None:
         self.features, self.label, self.strength, self.centre = features, label, strength, centre
+        self.whole = self._inputs(features) if features.numel() <= NUMBERS else None
 
     @torch.no_grad()
     def __call__(self, theta: Tensor) -> tuple[Tensor, Tensor]:
@@ -174,15 +176,20 @@ class _Objective:
         penalised = theta.detach().clone()
         penalised[:, width:] = 0
         loss, gradient = self.strength / 2 * penalised.square().sum(), self.strength * penalised
-        step = max(1, NUMBERS // max(theta.shape))
-        for features, label in zip(self.features.split(step), self.label.split(step), strict=True):
-            inputs = self._inputs(features)
+        for inputs, label in self.blocks(max(theta.shape)):
             logits = inputs @ theta.T
             loss = loss + cross_entropy(logits, label, reduction="sum") / n
             excess = logits.softmax(dim=1)
             excess[torch.arange(len(label), device=label.device), label] -= 1
             gradient += excess.T @ inputs / n
         return loss, gradient
+
+    def blocks(self, across: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs [b, D + 1] in double precision with their labels, b * `across` numbers at a time."""
+        step = max(1, NUMBERS // across)
+        parts = self.features.split(step) if self.whole is None else self.whole.split(step)
+        for part, label in zip(parts, self.label.split(step), strict=True):
+            yield (self._inputs(part) if self.whole is None else part), label
 
     def _inputs(self, features: Tensor) -> Tensor:
         if self.centre is None:
@@ -191,16 +198,39 @@ class _Objective:
         return torch.cat([shifted, shifted.new_ones(len(shifted), 1)], dim=1)
 
 
-def _scale(features: Tensor, classes: int, *, strength: float, centre: Tensor | None) -> Tensor:
-    """[D + 1], or [D] without a centre: one over the root of the curvature where all classes are equally likely."""
-    spread = features.var(dim=0, correction=0).double()
-    if centre is None:
-        spread += features.mean(dim=0).double().square()
-    else:
-        spread = torch.cat([spread, spread.new_ones(1)])
-    curvature = spread * (classes - 1) / classes**2
-    curvature[: features.shape[1]] += strength
-    return curvature.rsqrt()
+class _Axes(NamedTuple):
+    """Variables of the search and what they stand for: theta = variables * scale @ axes.T."""
+
+    axes: Float[Tensor, "E R"]  # orthonormal columns; E = D + 1 with a bias, which is an axis of its own
+    scale: Float[Tensor, "R"]
+
+    def back(self, variables: Tensor) -> Tensor:
+        """[C, R] -> [C, E]."""
+        return (variables * self.scale) @ self.axes.T
+
+    def along(self, theta: Tensor) -> Tensor:
+        """[C, E] -> [C, R]; what lies across all axes is no part of any minimum, since only the penalty sees it."""
+        return (theta @ self.axes) / self.scale
+
+    def slope(self, gradient: Tensor) -> Tensor:
+        """The gradient by the variables [C, R] of one by theta [C, E]."""
+        return (gradient @ self.axes) * self.scale
+
+
+def _axes(objective: _Objective, classes: int) -> _Axes:
+    """Principal axes of the inputs, each scaled by one over the root of its curvature at equal probabilities."""
+    n, width = objective.features.shape
+    moment = torch.zeros(width, width, dtype=torch.float64, device=objective.features.device)
+    for inputs, _ in objective.blocks(width + 1):
+        moment += inputs[:, :width].T @ inputs[:, :width] / n
+    spread, axes = torch.linalg.eigh(moment)
+    real = spread > spread[-1] * width * torch.finfo(torch.float64).eps
+    spread, axes = spread[real], axes[:, real]
+    penalty = torch.full_like(spread, objective.strength)
+    if objective.centre is not None:  # centred inputs and the bias are uncorrelated
+        axes = torch.block_diag(axes, axes.new_ones(1, 1))
+        spread, penalty = torch.cat([spread, spread.new_ones(1)]), torch.cat([penalty, penalty.new_zeros(1)])
+    return _Axes(axes, (spread * (classes - 1) / classes**2 + penalty).rsqrt())
 
 
 def _columns(probe: Logistic, centre: Tensor | None) -> Tensor:
