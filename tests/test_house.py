@@ -28,12 +28,12 @@ Tree = Mapping[str, str]  # path relative to the root, with "/" -> text
 
 # A module imports from lower layers only. The longest name that fits a module says its layer (docs/design.md).
 LAYERS = {
-    **dict.fromkeys(("vlp.types", "vlp.registry", "vlp.dist", "vlp.duration"), 0),
+    **dict.fromkeys(("vlp.types", "vlp.registry", "vlp.dist", "vlp.duration", "vlp.room"), 0),
     **dict.fromkeys(("vlp.config", "vlp.log", "vlp.checkpoint", "vlp.text", "vlp.kernels", "vlp.metrics"), 1),
-    **dict.fromkeys(("vlp.losses", "vlp.data", "vlp.optim", "vlp.probe"), 2),
-    **dict.fromkeys(("vlp.models", "vlp.gradcache", "vlp.guards", "vlp.requeue", "vlp.report"), 3),
+    **dict.fromkeys(("vlp.losses", "vlp.data", "vlp.optim", "vlp.optim_state", "vlp.probe"), 2),
+    **dict.fromkeys(("vlp.models", "vlp.gradcache", "vlp.guards", "vlp.lock", "vlp.requeue", "vlp.report"), 3),
     **dict.fromkeys(("vlp.feature_cache", "vlp.pictures", "vlp.progress", "vlp.token_store", "vlp.token_scores"), 3),
-    **dict.fromkeys(("vlp.embed", "vlp.trained"), 4),
+    **dict.fromkeys(("vlp.embed", "vlp.sharded", "vlp.trained"), 4),
     **dict.fromkeys(("vlp.run", "vlp.adapters", "vlp.explain"), 5),
     **dict.fromkeys(("vlp.prepare", "vlp.state", "vlp.journal", "vlp.trainer", "vlp.search", "vlp.api"), 6),
     **dict.fromkeys(("vlp.explained", "vlp.continual", "vlp.tune"), 6),

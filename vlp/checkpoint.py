@@ -6,24 +6,32 @@ file. Nothing is pickled, so nothing in it can run.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from vlp import dist
+from vlp.room import free, in_bytes, is_full
+
 MANIFEST = "manifest.json"
+T = TypeVar("T")
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint that cannot be written or is not whole; names the path and what to do."""
+
+
+class NoRoomError(CheckpointError):
+    """A checkpoint that the disk has no room for; names the path, the bytes needed and the bytes free."""
 
 
 class Found(NamedTuple):
@@ -41,40 +49,70 @@ def step_of(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
-def write(root: Path, step: int, fill: Callable[[Path], None], *, keep: int = 2) -> Path:
+def write(root: Path, step: int, fill: Callable[[Path], object], *, keep: int = 2, need: int = 0) -> Path:
     """The folder `root/step-NNNNNNNN`, made by `fill(tmp)`; older ones go only after this one verifies.
 
-    Raises CheckpointError with the path and the free space if the disk refuses; earlier checkpoints are untouched.
+    need: bytes it will take, as far as known. Raises CheckpointError if the disk refuses, NoRoomError with the bytes if
+    it is full; earlier checkpoints are untouched and nothing of this one stays.
     """
-    root.mkdir(parents=True, exist_ok=True)
-    final, tmp = root / name_of(step), root / f".{name_of(step)}.tmp"
-    shutil.rmtree(tmp, ignore_errors=True)
     try:
-        tmp.mkdir()
+        tmp = begin(root, step, need=need)
         fill(tmp)
-        _seal(tmp)
-        if final.exists():  # the same step again after a rewind: the new one is whole, so it takes the place
-            shutil.rmtree(final)
-        os.replace(tmp, final)
-        _fsync(root)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(tmp, ignore_errors=True)
-        free = shutil.disk_usage(root).free / 2**20
-        raise CheckpointError(
-            f"could not save {final}: {error}; {free:.0f} MiB free. Earlier checkpoints are kept; make room and resume"
-        ) from error
+        seal(tmp)
+        return publish(root, step, keep=keep)
+    except Exception as error:
+        raise given_up(root, step, error, need=need) from error
+
+
+def begin(root: Path, step: int, *, need: int = 0) -> Path:
+    """The empty folder beside the checkpoints that one is made in; NoRoomError if `need` bytes are not free."""
+    root.mkdir(parents=True, exist_ok=True)
+    tmp = aside(root, step)
+    shutil.rmtree(tmp, ignore_errors=True)
+    refuse_no_room(root / name_of(step), need)
+    tmp.mkdir()
+    return tmp
+
+
+def refuse_no_room(path: Path, need: int) -> None:
+    """NoRoomError if there are fewer than `need` bytes free where `path` will be."""
+    if need > free(path):
+        raise NoRoomError(_no_room(path, need, "the disk is too full"))
+
+
+def publish(root: Path, step: int, *, keep: int) -> Path:
+    """Give the sealed folder its name, in one rename; once it reads back, older ones go."""
+    final = root / name_of(step)
+    if final.exists():  # the same step again after a rewind: the new one is whole, so it takes the place
+        shutil.rmtree(final)
+    os.replace(aside(root, step), final)
+    _fsync(root)
     if reason := fault(final):
         raise CheckpointError(f"{final} was written but does not read back: {reason}; earlier checkpoints are kept")
-    retain(root, keep)
+    retain(root, keep, step=step)
     return final
 
 
-def retain(root: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints, and what killed writers left; 0 keeps all."""
+def given_up(root: Path, step: int, error: Exception, *, need: int) -> Exception:
+    """What to raise for an `error` while the checkpoint of `step` was made, once what there was of it is removed."""
+    shutil.rmtree(aside(root, step), ignore_errors=True)
+    if isinstance(error, CheckpointError) or not isinstance(error, OSError | SafetensorError):
+        return error
+    final = root / name_of(step)
+    if is_full(error):
+        return NoRoomError(_no_room(final, need, str(error)))
+    return CheckpointError(f"could not save {final}: {error}. Earlier checkpoints are kept; mend the disk and resume")
+
+
+def retain(root: Path, keep: int, *, step: int) -> None:
+    """Remove all but the newest `keep` checkpoints up to that of `step`, and what killed writers left; 0 keeps all.
+
+    Later ones are those that a resume passed over as damaged. They do not count: they would push out whole ones.
+    """
     for leftover in root.glob(".step-*.tmp"):
         shutil.rmtree(leftover, ignore_errors=True)
     if keep > 0:
-        for old in listed(root)[:-keep]:
+        for old in [path for path in listed(root) if step_of(path) <= step][:-keep]:
             shutil.rmtree(old, ignore_errors=True)
 
 
@@ -110,7 +148,51 @@ def fault(path: Path) -> str:
         return f"no {MANIFEST}: the save did not finish"
     except (ValueError, KeyError, TypeError) as error:
         return f"{MANIFEST} is not readable: {error}"
+    except OSError as error:
+        return f"it cannot be read: {error}"
     return ""
+
+
+def whole(root: Path) -> Found:
+    """As `newest`, found by the first process for all; CheckpointError if there are checkpoints and none is whole."""
+    found: Found | None = together(lambda: _whole(root), here=dist.is_main())
+    return Found(*dist.broadcast_object(found))
+
+
+def _whole(root: Path) -> Found:
+    found = newest(root)
+    if found.rejected and found.path is None:
+        lines = "\n  ".join(f"{path}: {reason}" for path, reason in found.rejected)
+        raise CheckpointError(
+            f"no checkpoint of this run is whole:\n  {lines}\nPut back a copy; or remove {root} to start anew"
+        )
+    return found
+
+
+def together(work: Callable[[], T], *, here: bool = True) -> T | None:
+    """What `work` returns, on the processes where it is run (`here`); if it fails on one, all raise that error."""
+    result, failure = None, None
+    if here:
+        try:
+            result = work()
+        except Exception as error:  # whatever it is, the other processes wait for word of it
+            failure = error
+    faults = [fault for fault in dist.gather_object(failure and _told(failure)) if fault]
+    if isinstance(failure, CheckpointError) or (failure is not None and dist.world() == 1):
+        raise failure
+    if faults:
+        kind, *words = faults[0]
+        raise kind(*words) from failure
+    return result
+
+
+def _told(error: Exception) -> tuple[type[Exception], *tuple[Any, ...]]:
+    """An error as what makes it anew in another process: of its kind where a caller asks for the kind."""
+    if isinstance(error, CheckpointError):
+        return type(error), str(error)
+    if is_full(error):
+        return OSError, errno.ENOSPC, str(error)
+    return CheckpointError, f"{type(error).__name__}: {error}"
 
 
 def sha256(path: Path) -> str:
@@ -130,43 +212,6 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is not readable: {error}") from error
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state by parameter name ("exp_avg/image.conv1.weight"), names as `Optim.groups` gave them.
-
-    A parameter that never had a gradient has no state; "unmoved/NAME" says so.
-    """
-    flat: dict[str, Tensor] = {}
-    for group in optimizer.param_groups:
-        for name, parameter in zip(group["names"], group["params"], strict=True):
-            state = optimizer.state.get(parameter) or {"unmoved": torch.empty(0)}
-            flat.update({f"{key}/{name}": torch.as_tensor(value) for key, value in state.items()})
-    return flat
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, flat: Mapping[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` gave; CheckpointError naming parameters that the checkpoint lacks."""
-    by_name: dict[str, dict[str, Tensor]] = {}
-    for path, value in flat.items():
-        key, _, name = path.partition("/")
-        by_name.setdefault(name, {})[key] = value
-    missing = []
-    for group in optimizer.param_groups:
-        for name, parameter in zip(group["names"], group["params"], strict=True):
-            if name not in by_name:
-                missing.append(name)
-                continue
-            state = by_name[name]
-            if "unmoved" in state:
-                optimizer.state.pop(parameter, None)
-                continue
-            optimizer.state[parameter] = {
-                key: value.to(parameter.device if key != "step" or group.get("fused") else "cpu")
-                for key, value in state.items()
-            }
-    if missing and by_name:
-        raise CheckpointError(f"the checkpoint's optimizer has no state for {', '.join(missing[:5])} ({len(missing)})")
-
-
 def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
 
@@ -178,15 +223,43 @@ def read_json(path: Path) -> Any:
         raise CheckpointError(f"{path} is not JSON: {error}") from error
 
 
-def _seal(folder: Path) -> None:
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    manifest = {
-        "schema": 1,
-        "files": {p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": sha256(p)} for p in files},
-    }
-    write_json(folder / MANIFEST, manifest)
+def replace_json(path: Path, value: Any) -> None:
+    """As `write_json`, but the file is the old one or the new one whenever the process dies."""
+    partial = path.with_name(f".{path.name}.tmp")
+    write_json(partial, value)
+    _fsync(partial)
+    partial.replace(path)
+
+
+def entry(file: Path) -> dict[str, Any]:
+    """What the manifest says of a file."""
+    return {"bytes": file.stat().st_size, "sha256": sha256(file)}
+
+
+def seal(folder: Path, *, known: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+    """Write the manifest of what is in `folder`, and make the disk keep it.
+
+    known: entries of files, by their path in the folder, that another process wrote, hashed and synced.
+    """
+    entries = dict(known or {})
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.relative_to(folder).as_posix() not in entries)
+    entries.update({p.relative_to(folder).as_posix(): entry(p) for p in files})
+    write_json(folder / MANIFEST, {"schema": 1, "files": entries})
     for path in [*files, folder / MANIFEST, *(p for p in folder.rglob("*") if p.is_dir()), folder]:
         _fsync(path)
+
+
+def aside(root: Path, step: int) -> Path:
+    """Where the checkpoint of `step` is made."""
+    return root / f".{name_of(step)}.tmp"
+
+
+def _no_room(path: Path, need: int, why: str) -> str:
+    needed = f"it needs {in_bytes(need)}, " if need else ""
+    return (
+        f"could not save {path}: {why}; {needed}{in_bytes(free(path))} are free. "
+        "Earlier checkpoints are kept; make room and resume, or keep fewer (save.keep)"
+    )
 
 
 def _fsync(path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -15,7 +14,7 @@ from torch import Tensor
 from vlp import checkpoint, dist
 from vlp.duration import Clock
 from vlp.guards import refuse_bad_data
-from vlp.log import Meter, Reporter, SkipLedger, Tracker
+from vlp.log import Meter, Reporter, SkipLedger, Tracker, console
 from vlp.state import Progress
 from vlp.types import Batch, Skip
 
@@ -45,6 +44,7 @@ class Journal:
         self._skips: list[Skip] = []
         self._notes: Counter[str] = Counter()
         self._samples = 0
+        self.unsaved = 0  # checkpoints of this start that the disk had no room for
         self._last: dict[str, Any] = {}
 
     def seen(self, batch: Batch) -> None:
@@ -73,6 +73,7 @@ class Journal:
             "stages": dict(self.meter.seconds),
             "skipped": self.ledger.total,
             "notes": dict(self.ledger.notes),
+            "unsaved": self.unsaved,
         }
         self.report.step(self._last)
         refuse_bad_data(self.ledger, limit=self.max_bad_fraction, folder=self.folder)
@@ -95,7 +96,7 @@ class Journal:
 
     def close(self) -> None:
         if self._last:  # the last save and evaluation came after the record
-            self.report.amend({**self._last, "stages": dict(self.meter.seconds)})
+            self.report.amend({**self._last, "stages": dict(self.meter.seconds), "unsaved": self.unsaved})
         self.report.close()
         self.ledger.close()
 
@@ -105,8 +106,16 @@ class Evaluated:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "evaluated.json"
-        found = checkpoint.read_json(self.path) if dist.is_main() and self.path.is_file() else {}
+        found = self._read() if dist.is_main() and self.path.is_file() else {}
         self.steps: dict[str, int] = dict(dist.broadcast_object(found))
+
+    def _read(self) -> dict[str, int]:
+        try:
+            return dict(checkpoint.read_json(self.path))
+        except (checkpoint.CheckpointError, TypeError, ValueError) as error:
+            text = f"{error}; evaluations of the step it starts from are made again"
+            console.print(text, highlight=False, soft_wrap=True)
+            return {}
 
     def __contains__(self, item: tuple[int, int]) -> bool:
         number, step = item
@@ -115,9 +124,7 @@ class Evaluated:
     def add(self, number: int, step: int) -> None:
         self.steps[str(number)] = step
         if dist.is_main():
-            partial = self.path.with_suffix(".tmp")
-            partial.write_text(json.dumps(self.steps), encoding="utf-8")
-            partial.replace(self.path)
+            checkpoint.replace_json(self.path, self.steps)
 
 
 def _mean(value: Tensor) -> float:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from vlp.room import is_full
 from vlp.types import Skip
 
 console = Console(stderr=True)
@@ -28,21 +29,42 @@ class Tracker(Protocol):
 
 
 class JsonLines:
-    """An append-only file of one JSON object a line, each line flushed whole; a torn last line is ended, not lost."""
+    """An append-only file of one JSON object a line, each line flushed whole; a torn last line is ended, not lost.
+
+    What a full disk refuses stays in memory and is written before the next line; the console says so once.
+    """
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torn = path.exists() and path.stat().st_size > 0 and path.read_bytes()[-1:] != b"\n"
-        self._file = path.open("ab", buffering=0)
-        if torn:
-            self._file.write(b"\n")
+        self._path, self._waiting, self._told = path, b"", False
+        self._file = path.open("a+b", buffering=0)
+        size = self._file.seek(0, os.SEEK_END)
+        if size and os.pread(self._file.fileno(), 1, size - 1) != b"\n":
+            self._waiting = b"\n"
 
     def write(self, record: Mapping[str, Any]) -> None:
         line = json.dumps({key: _plain(value) for key, value in record.items()}, ensure_ascii=False, allow_nan=False)
-        self._file.write(line.encode() + b"\n")
+        self._waiting += line.encode() + b"\n"
+        self._drain("they wait in memory for room")
 
     def close(self) -> None:
+        if self._waiting.strip():
+            self._told = False
+            self._drain("they are lost")
         self._file.close()
+
+    def _drain(self, fate: str) -> None:
+        """Write what waits, as far as there is room: a full disk may take a part of it."""
+        try:
+            while self._waiting:
+                self._waiting = self._waiting[self._file.write(self._waiting) :]
+        except OSError as error:
+            if not is_full(error):
+                raise
+            if not self._told:
+                text = f"{self._path}: {error.strerror}; {len(self._waiting)} bytes are not written, {fate}"
+                console.print(text, highlight=False, soft_wrap=True)
+            self._told = True
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:

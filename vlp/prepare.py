@@ -20,6 +20,7 @@ from vlp.models.freeze import depths
 from vlp.models.momentum import Queue
 from vlp.optim import Rate
 from vlp.run import Run
+from vlp.sharded import Shards, refuse_unshardable
 from vlp.types import Batch
 
 
@@ -35,6 +36,7 @@ class Prepared(NamedTuple):
     companions: dict[str, Any]
     adamw: torch.optim.AdamW
     optimizer: Any  # Accelerate's wrapper of adamw: it knows of the gradient scaler
+    shards: Shards | None = None  # with parallel=fsdp2: how `dual` is cut, and made whole
 
 
 def prepare(run: Run, accelerator: Accelerator, *, start: bool = True) -> Prepared:
@@ -52,14 +54,24 @@ def prepare(run: Run, accelerator: Accelerator, *, start: bool = True) -> Prepar
     refuse_batch_statistics(dual, micro_batch=run.micro_batch, device=accelerator.device.type)
     feed = feed_of(run, dual)
     clock = clock_of(run, feed)
+    shards = shards_of(run, dual) if run.parallel == "fsdp2" else None
     companions = companions_of(run, dual)
     adamw = run.optim.build(dual, depths=depths(dual))
     if run.compile:
         compile_blocks(dual)
     with warnings.catch_warnings():  # Accelerate 1.15 still calls it by the name that torch 2.15 deprecates
         warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
-        model, optimizer = accelerator.prepare(dual, adamw)
-    return Prepared(objective, dual, model, feed, clock, run.schedule.bind(clock), companions, adamw, optimizer)
+        model = accelerator.prepare_model(dual, evaluation_mode=shards is not None)  # then without DDP
+        optimizer = accelerator.prepare_optimizer(adamw)
+    rate = run.schedule.bind(clock)
+    return Prepared(objective, dual, model, feed, clock, rate, companions, adamw, optimizer, shards)
+
+
+def shards_of(run: Run, dual: Dual) -> Shards:
+    """The model cut over the processes; ValueError for settings that do not go together with that."""
+    companions = named_companions(run.companions)
+    refuse_unshardable(dual, companions=companions, precision=run.precision, compiled=run.compile)
+    return Shards(dual)
 
 
 def named_companions(parts: Sequence[Any]) -> dict[str, Any]:

@@ -25,6 +25,9 @@ class Save(Part):
 
     every: Duration = Span(1, "epochs")
     keep: int = Field(2, ge=0, description="newest checkpoints that stay; 0 keeps all")
+    on_full: Literal["stop", "go_on"] = Field(
+        "stop", description="when the disk is full; go_on: train on and try again at the next save, but not at the last"
+    )
 
 
 class Evaluation(Part):
@@ -62,6 +65,9 @@ class Run(Part):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int | None = Field(None, ge=1, description="torch threads; default: this process's share of the cores")
     compile: bool = False
+    parallel: Literal["ddp", "fsdp2"] = Field(
+        "ddp", description="processes: each with the whole model, or with its share of weights and optimizer state"
+    )
     clip_norm: float | None = Field(1.0, gt=0)
     max_nonfinite: int = Field(3, ge=0, description="steps in a row without a finite loss before the run stops")
     expect_world: int | None = Field(None, ge=1, description="refuse to start at another number of processes")

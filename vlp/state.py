@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vlp import checkpoint, config
+from torch import Tensor
+
+from vlp import checkpoint, config, dist, sharded
 from vlp.log import flatten, host_facts
 from vlp.models import pretrained
+from vlp.models.dual import Dual
+from vlp.optim_state import load_optimizer, optimizer_room, optimizer_tensors
 from vlp.prepare import Prepared
 from vlp.run import Run
+from vlp.sharded import Shards
+
+OPTIMIZER = "optimizer/"  # how names of its state begin
+SHARDED = "sharded"  # folder in a checkpoint that all processes wrote
+_ASIDE = 1 << 20  # bytes for what is beside tensors: tokenizer, configuration, manifest
 
 # Settings that say how a run is watched or where it computes, not what it computes: free to differ on resume.
 FREE = (
@@ -36,16 +43,40 @@ class State:
     """The things that are saved together, and their way into a checkpoint folder and back."""
 
     def __init__(self, run: Run, parts: Prepared, *, scaler: Any) -> None:
-        self.run, self.dual, self.adamw = run, parts.dual, parts.adamw
+        self.run, self.dual, self.adamw, self.shards = run, parts.dual, parts.adamw, parts.shards
         self.companions, self.scaler, feed = parts.companions, scaler, parts.feed
         self.facts = {"batch_size": feed.batch_size, "streams": feed.streams, "fingerprint": feed.fingerprint}
         self.root = run.folder / "checkpoints"
 
-    def save(self, progress: Progress) -> Path:
-        """Write the checkpoint of `progress.step`; CheckpointError if the disk refuses."""
-        return checkpoint.write(
-            self.root, progress.step, lambda folder: self._fill(folder, progress), keep=self.run.save.keep
+    @property
+    def bytes_needed(self) -> int:
+        """About what a checkpoint takes, also before the optimizer has any state."""
+        model = _bytes(self.dual.state_dict())
+        trained = _bytes({name: p for name, p in self.dual.named_parameters() if p.requires_grad})
+        total = model + 2 * trained + _ASIDE + (0 if self.shards is None else model)
+        for companion in self.companions.values():
+            total += _bytes(companion.state_dict()) + (model if hasattr(companion, "applied") else 0)
+        return total
+
+    def refuse_no_room(self) -> None:
+        """NoRoomError on every process, before anything is trained, if not even one checkpoint has room."""
+        checkpoint.together(lambda: checkpoint.refuse_no_room(self.root, self.bytes_needed), here=dist.is_main())
+
+    def save(self, progress: Progress) -> None:
+        """Write the checkpoint of `progress.step`; every process calls it, and gets the same error if there is one:
+        NoRoomError where the disk is full, CheckpointError for the rest.
+        """
+        if self.shards is not None:
+            self._save_together(self.shards, progress)
+            return
+        save = lambda: checkpoint.write(  # noqa: E731
+            self.root,
+            progress.step,
+            lambda folder: self._fill(folder, progress),
+            keep=self.run.save.keep,
+            need=self.bytes_needed,
         )
+        checkpoint.together(save, here=dist.is_main())
 
     def _fill(self, folder: Path, progress: Progress) -> None:
         pretrained.save(self.dual, folder / "model")
@@ -54,7 +85,10 @@ class State:
             if hasattr(companion, "applied"):  # an average of the weights is a model of its own
                 with companion.applied(self.dual):
                     pretrained.save(self.dual, folder / f"model_{name}")
-        checkpoint.save_tensors(folder / "optimizer.safetensors", checkpoint.optimizer_tensors(self.adamw))
+        checkpoint.save_tensors(folder / "optimizer.safetensors", optimizer_tensors(self.adamw))
+        self._describe(folder, progress)
+
+    def _describe(self, folder: Path, progress: Progress) -> None:
         (folder / "config.yaml").write_text(config.to_yaml(self.run), encoding="utf-8")
         state = {
             "schema": 1,
@@ -65,12 +99,68 @@ class State:
         }
         checkpoint.write_json(folder / "state.json", state)
 
+    def _save_together(self, shards: Shards, progress: Progress) -> None:
+        """As `checkpoint.write`, while every process writes its part; one rename makes it a checkpoint."""
+        main, need = dist.is_main(), self.bytes_needed
+        try:
+            checkpoint.together(lambda: checkpoint.begin(self.root, progress.step, need=need), here=main)
+            folder = checkpoint.aside(self.root, progress.step)
+            known = sharded.save(folder / SHARDED, self._tensors())
+            for name, model in self._models(shards):
+                checkpoint.together(partial(pretrained.save, model, folder / name), here=main)
+            checkpoint.together(lambda: self._describe(folder, progress), here=main)
+            entries = {f"{SHARDED}/{name}": entry for name, entry in known.items()}
+            checkpoint.together(lambda: checkpoint.seal(folder, known=entries), here=main)
+            checkpoint.together(
+                lambda: checkpoint.publish(self.root, progress.step, keep=self.run.save.keep), here=main
+            )
+        except Exception as error:
+            error = checkpoint.given_up(self.root, progress.step, error, need=need)
+            raise error from error.__cause__
+
+    def _models(self, shards: Shards) -> Iterator[tuple[str, Dual]]:
+        """The whole model, and each average of it, with the name of its folder; one after the other."""
+        with shards.assembled(on_all=False) as model:
+            yield "model", model
+        for name, companion in self.companions.items():
+            if hasattr(companion, "applied"):
+                with companion.applied(self.dual), shards.assembled(on_all=False) as model:
+                    yield f"model_{name}", model
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """All tensors of the run, under one name each."""
+        companions = {name: companion.state_dict() for name, companion in self.companions.items()}
+        return self._named(optimizer_tensors(self.adamw), companions)
+
+    def _named(
+        self, moments: Mapping[str, Tensor], companions: Mapping[str, Mapping[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        found = {f"model/{name}": tensor for name, tensor in self.dual.state_dict().items()}
+        found |= {f"{OPTIMIZER}{name}": tensor for name, tensor in moments.items()}
+        for companion, tensors in companions.items():
+            found |= {f"companion.{companion}/{name}": tensor for name, tensor in tensors.items()}
+        return {name: tensor.detach() for name, tensor in found.items()}
+
     def load(self, path: Path) -> Progress:
         """Put a checkpoint back in place; CheckpointError naming every setting or shard set that differs."""
         saved = checkpoint.read_json(path / "state.json")
         self._refuse_change(path, saved)
+        if (path / SHARDED).is_dir():
+            self._load_together(path / SHARDED)
+        elif self.shards is not None:
+            raise checkpoint.CheckpointError(
+                f"{path} was written with parallel=ddp; go on with that, or start from its weights with parallel=fsdp2 "
+                f"in a folder of its own: model.pretrained={path / 'model'}"
+            )
+        else:
+            self._load_files(path)
+        if self.scaler is not None and saved.get("scaler"):
+            self.scaler.load_state_dict(saved["scaler"])
+        return Progress(int(saved["step"]), float(saved["seconds"]), saved["skips"])
+
+    def _load_files(self, path: Path) -> None:
         pretrained.load_weights(self.dual, path / "model")
-        checkpoint.load_optimizer(self.adamw, checkpoint.load_tensors(path / "optimizer.safetensors"))
+        load_optimizer(self.adamw, checkpoint.load_tensors(path / "optimizer.safetensors"))
         for name, companion in self.companions.items():
             file = path / f"companion.{name}.safetensors"
             if not file.is_file():
@@ -78,9 +168,16 @@ class State:
                     f"{path} has no state for companion {name}; it was not part of the run"
                 )
             companion.load_state_dict(checkpoint.load_tensors(file))
-        if self.scaler is not None and saved.get("scaler"):
-            self.scaler.load_state_dict(saved["scaler"])
-        return Progress(int(saved["step"]), float(saved["seconds"]), saved["skips"])
+
+    def _load_together(self, folder: Path) -> None:
+        there = sharded.stored(folder)
+        own = {n.removeprefix(OPTIMIZER): t for n, t in there.items() if n.startswith(OPTIMIZER)}
+        moments = optimizer_room(self.adamw, own)
+        companions = {name: companion.state_dict() for name, companion in self.companions.items()}
+        sharded.load(folder, self._named(moments, companions))
+        load_optimizer(self.adamw, moments)
+        for name, found in companions.items():
+            self.companions[name].load_state_dict(found)
 
     def _refuse_change(self, path: Path, saved: Mapping[str, Any]) -> None:
         moved = [f"companions.{n}.pretrained" for n in range(len(self.run.companions))]  # they know it by its weights
@@ -134,32 +231,5 @@ def _listed(value: Any) -> Any:
     return value
 
 
-class Lock:
-    """One run a folder: refuses a folder that a live process on this machine is writing to."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / "lock.json"
-        if self.path.is_file() and (holder := self._holder()):
-            raise checkpoint.CheckpointError(
-                f"{folder} is in use by process {holder}; wait for it, stop it, or give this run another name"
-            )
-        try:
-            self.path.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}), encoding="utf-8")
-        except OSError as error:
-            raise checkpoint.CheckpointError(f"cannot write into {folder}: {error}; choose another out=") from error
-
-    def _holder(self) -> str:
-        try:
-            held = json.loads(self.path.read_text(encoding="utf-8"))
-            if held["host"] != socket.gethostname():
-                return f"{held['pid']} on {held['host']} (remove {self.path} if that one is gone)"
-            os.kill(int(held["pid"]), 0)
-        except (ValueError, KeyError, ProcessLookupError):
-            return ""
-        except PermissionError:  # it lives, and is somebody else's
-            return str(held["pid"])
-        return "" if int(held["pid"]) == os.getpid() else str(held["pid"])
-
-    def release(self) -> None:
-        self.path.unlink(missing_ok=True)
+def _bytes(tensors: Mapping[str, Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())

@@ -17,6 +17,7 @@ from vlp import checkpoint, config, dist, gradcache, state
 from vlp.duration import Duration
 from vlp.guards import leave_no_trace, refuse_absent_trackers, refuse_other_checkpoints
 from vlp.journal import Evaluated, Journal
+from vlp.lock import Lock, refuse_unwritable
 from vlp.log import console, host_facts
 from vlp.losses.objective import Objective
 from vlp.optim import set_rate
@@ -24,7 +25,8 @@ from vlp.prepare import accompanied, prepare
 from vlp.registry import nearest
 from vlp.requeue import Requeue, Signals
 from vlp.run import Run
-from vlp.state import Lock, Progress
+from vlp.sharded import whole
+from vlp.state import Progress
 from vlp.types import Batch
 
 MAX_OVERFLOWS = 30  # fp16: steps in a row that the gradient scaler may leave out while it looks for its scale
@@ -63,7 +65,8 @@ class Trainer:
             dist.expect(run.expect_world)
         torch.set_num_threads(run.torch_threads(dist.world()))
         refuse_other_checkpoints(run.folder / "checkpoints", resume=run.resume)
-        self.found = checkpoint.newest(run.folder / "checkpoints")
+        checkpoint.together(lambda: refuse_unwritable(run.folder), here=dist.is_main())
+        self.found = checkpoint.whole(run.folder / "checkpoints")
         self.parts = parts = prepare(run, self.accelerator, start=self.found.path is None)
         self.dual, self.model, self.optimizer, self.feed = parts.dual, parts.model, parts.optimizer, parts.feed
         self.objective, self.companions, self.clock = parts.objective, parts.companions, parts.clock
@@ -76,7 +79,7 @@ class Trainer:
 
     def train(self) -> Progress:
         """Run to the end of the duration; returns where it stands. Ends with Requeue if SIGTERM or SIGUSR1 came."""
-        lock = Lock(self.run.folder) if dist.is_main() else None
+        lock = checkpoint.together(lambda: Lock(self.run.folder), here=dist.is_main())
         try:
             return self._train()
         finally:
@@ -85,6 +88,8 @@ class Trainer:
 
     def _train(self) -> Progress:
         progress = self._resume()
+        if progress.step < self.clock.total:
+            self.state.refuse_no_room()
         if dist.is_main():
             (self.run.folder / "config.yaml").write_text(config.to_yaml(self.run), encoding="utf-8")
             checkpoint.write_json(self.run.folder / "host.json", host_facts())
@@ -136,10 +141,10 @@ class Trainer:
             leave = dist.agree(bool(stop)) and done < total
             save = leave or self._due(self.run.save.every, done)
             if save or self._due(self.run.log.every, done):
-                self.journal.record(done, record, scale=float(self.dual.logit_scale.detach().exp()))
+                self.journal.record(done, record, scale=float(whole(self.dual.logit_scale.detach()).exp()))
             progress = self.journal.progress(done)
             if save:
-                self._save(progress)
+                self._save(progress, last=leave or done == total)
             if leave:
                 self._say(f"told to leave by {stop[0] if stop else 'another rank'}: saved step {done}; requeue me")
                 raise Requeue
@@ -155,7 +160,7 @@ class Trainer:
         if self.dual.prefix is not None:
             self.dual.prefix.leave_absent(batch)
         limit = self.run.clip_norm if self.run.clip_norm is not None else float("inf")
-        norm = self.accelerator.clip_grad_norm_(self.parameters, limit)
+        norm = whole(self.accelerator.clip_grad_norm_(self.parameters, limit))
         record = {"loss": value.total, "terms": value.terms, "lr": rate, "grad_norm": norm}
         if self._healthy(step, record, batch):
             self.optimizer.step()
@@ -217,7 +222,7 @@ class Trainer:
     def _resume(self) -> Progress:
         for path, reason in self.found.rejected:
             if dist.is_main():
-                console.print(f"passed over {path}: {reason}", highlight=False)
+                console.print(f"passed over {path}: {reason}", highlight=False, soft_wrap=True)
         return self.state.load(self.found.path) if self.found.path else Progress()
 
     def _settle(self, step: int) -> None:
@@ -244,18 +249,16 @@ class Trainer:
     def _due(self, every: Duration, done: int) -> bool:
         return done == self.clock.total or done % max(1, self.clock.steps(every)) == 0
 
-    def _save(self, progress: Progress) -> None:
-        """A checkpoint, or the same error on every rank."""
-        failure = ""
-        with self.journal.meter.time("save"):
-            if dist.is_main():
-                try:
-                    self.state.save(progress)
-                except Exception as error:  # whatever it is, the other ranks wait for word of it
-                    failure = f"{type(error).__name__}: {error}"
-            failure = str(dist.broadcast_object(failure))
-        if failure:
-            raise checkpoint.CheckpointError(failure)
+    def _save(self, progress: Progress, *, last: bool) -> None:
+        """A checkpoint, or the same error on every rank; a full disk may be waited out, but not at the end."""
+        try:
+            with self.journal.meter.time("save"):
+                self.state.save(progress)
+        except checkpoint.NoRoomError as error:
+            if last or self.run.save.on_full == "stop":
+                raise
+            self.journal.unsaved += 1
+            self._say(f"step {progress.step} is not saved, training goes on (save.on_full): {error}")
 
     def _evaluate(self, done: int) -> None:
         """The evaluations that are due after `done` steps and have no result yet."""
@@ -263,8 +266,13 @@ class Trainer:
             if not self._due(evaluator.every, done) or (number, done) in self.evaluated:
                 continue
             average = self.companions.get(evaluator.weights)
-            with self.journal.meter.time("evaluate"), average.applied(self.dual) if average else nullcontext():
-                evaluator.measure(self.dual, done)
+            shards = self.parts.shards
+            with (
+                self.journal.meter.time("evaluate"),
+                average.applied(self.dual) if average else nullcontext(),
+                shards.assembled() if shards else nullcontext(self.dual) as dual,
+            ):
+                evaluator.measure(dual, done)
             self.evaluated.add(number, done)
 
     def _say(self, text: str) -> None:
