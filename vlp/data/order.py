@@ -39,7 +39,16 @@ def branch(rng: np.random.Generator, number: int) -> np.random.Generator:
 def permutation(n: int, seed: int, *keys: int) -> Indices:
     """A permutation of range(n) from raw Philox bits, so it is the same in every version of numpy."""
     raw = keyed_rng(seed, *keys).bit_generator.random_raw(n)  # type: ignore[attr-defined]
-    return np.argsort(np.asarray(raw, dtype=np.uint64), kind="stable").astype(np.int64)
+    return ranks(np.asarray(raw, dtype=np.uint64))
+
+
+def ranks(raw: npt.NDArray[np.uint64]) -> Indices:
+    """Places of the values in rising order, equal ones in the order they came, as a stable sort gives them [n]."""
+    order = np.argsort(raw)  # five times as fast as a stable sort, and the same where no two values are equal
+    dealt = raw[order]
+    if bool((dealt[1:] == dealt[:-1]).any()):
+        order = np.argsort(raw, kind="stable")
+    return order.astype(np.int64)
 
 
 def num_streams(batch_size: int, *, at_most: int = MAX_STREAMS) -> int:
