@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlp.data.order import EMPTY, SourceOrder, allowed_worlds, keyed_rng, num_streams, permutation
+from vlp.data.order import EMPTY, SourceOrder, allowed_worlds, keyed_rng, num_streams, permutation, ranks
 
 SIZES = st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(lambda sizes: sum(sizes) > 0)
 
@@ -111,3 +111,8 @@ def test_allowed_worlds() -> None:
 def test_an_empty_source_is_refused() -> None:
     with pytest.raises(ValueError, match="without samples"):
         SourceOrder([0, 0], streams=2, window=1, seed=0)
+
+
+def test_equal_bits_keep_their_order() -> None:
+    raw = (np.arange(1000, dtype=np.uint64) * 7919) % 10
+    assert (ranks(raw) == np.argsort(raw, kind="stable")).all()
