@@ -39,7 +39,7 @@ class JsonLines:
 
     def write(self, record: Mapping[str, Any]) -> None:
         line = json.dumps({key: _plain(value) for key, value in record.items()}, ensure_ascii=False, allow_nan=False)
-        self._file.write(line.encode() + b"\n")
+        self._file.write(line.encode("utf-8", "backslashreplace") + b"\n")  # a key may be no UTF-8
 
     def close(self) -> None:
         self._file.close()
