@@ -194,6 +194,9 @@ def verify(
     ] = False,
     disjoint: Annotated[list[Path] | None, typer.Option(help="Data set with which no caption may be shared.")] = None,
     key_split: Annotated[str, typer.Option(help="first-dot or last-dot.")] = "first-dot",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for findings.jsonl, a line for each with shard and key.")
+    ] = None,
 ) -> None:
     """Check shards: tar damage, manifest against what is readable, keys, pictures, captions. Exit code 1 on faults.
 
@@ -209,8 +212,10 @@ def verify(
         key_split=key_split,
         **caption_fields(captions),
     )
-    result = run_tool(part, shards, None)
+    result = run_tool(part, shards, out)
     tell_verify(result)
+    if out is not None:
+        typer.echo(f"written: {result['findings']}")
     if not result["ok"]:
         raise typer.Exit(1)
 

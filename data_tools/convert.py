@@ -108,7 +108,7 @@ def _texts(value: Any) -> list[str]:
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise BadSampleError("not_utf8", repr(text[:80])) from None
+            raise BadSampleError("bad_encoding", repr(text[:80])) from None
         if text.strip():
             found.append(text.strip())
     return found

@@ -76,7 +76,7 @@ class Folder:
                 values["txt"] = beside.read_text(encoding="utf-8").strip()
             if facts.is_file():
                 values |= json.loads(facts.read_text(encoding="utf-8"))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             return Reject("bad_sidecar", str(number), f"{picture.relative_to(self.path)}: {error}")
         return Row(number, values)
 
@@ -159,7 +159,7 @@ class JsonLines:
         for number, line in enumerate(_lines(self.path)[start:stop], start=start):
             try:
                 values = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 yield Reject("bad_json", str(number), str(error))
                 continue
             yield Row(number, values) if isinstance(values, dict) else Reject("bad_json", str(number), "not an object")

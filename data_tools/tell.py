@@ -8,7 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from data_tools.verify import summary_rows
+from data_tools.findings import summary_rows
+from vlp.data.reasons import REMEDIES
 
 
 def tell_verify(result: dict[str, Any]) -> None:
@@ -18,9 +19,12 @@ def tell_verify(result: dict[str, Any]) -> None:
     console.print(f"{result['shards']} shards: {known}, readable {result['readable']}, missing {result['missing']}")
     if result["reasons"]:
         table = _table("reason", "count", "kind", "first example")
-        for row in summary_rows(result):
+        rows = summary_rows(result)
+        for row in rows:
             table.add_row(*row)
         console.print(table)
+        for reason, *_ in rows:
+            console.print(f"  {reason}: {REMEDIES[reason]}")
     console.print("ok" if result["ok"] else f"FAULTY: {result['faults']} faults")
 
 
@@ -80,7 +84,7 @@ def _leaked(found: dict[str, Any]) -> str:
 
 def _console() -> Console:
     width = None if sys.stdout.isatty() else 200  # a file or a pipe has room
-    return Console(highlight=False, soft_wrap=True, width=width)
+    return Console(highlight=False, soft_wrap=True, width=width, markup=False)  # keys may hold brackets
 
 
 def _counts(values: dict[str, int]) -> str:

@@ -42,7 +42,7 @@ def parse_json(members: Mapping[str, bytes]) -> dict[str, Any]:
     """The json member as a mapping; empty when there is none or it is not one."""
     try:
         value = json.loads(members.get("json", b"{}"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 

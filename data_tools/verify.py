@@ -2,46 +2,27 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
+from data_tools.findings import FOUND, Findings
 from data_tools.progress import progress
-from data_tools.shards import find_shards, samples
+from data_tools.shards import find_shards
 from data_tools.texts import CAPTION_FIELDS, captions_of, dataset_captions, fingerprint
 from vlp.data import index as shard_index
-from vlp.data.decode import Limits, decode, read_header
+from vlp.data.captions import Captions
+from vlp.data.decode import Limits, decode
+from vlp.data.fields import Fields, decode_text
 from vlp.data.grouping import KeySplit
+from vlp.data.reader import MemberReader
 from vlp.data.schema import MANIFEST, DataError, ShardEntry, file_sha256, read_manifest
 from vlp.registry import Part
-from vlp.types import BadSampleError
+from vlp.types import BadSampleError, Sample
 
 PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
-# what a set can live with; all other reasons are faults
-WARNINGS = frozenset({"no_caption", "dotted_key", "orphan_member", "meta_member", "same_caption", "no_manifest"})
-EXAMPLES = 3
-
-
-@dataclass
-class Findings:
-    """Reason -> count, and the first few places of each."""
-
-    counts: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, list[str]] = field(default_factory=dict)
-
-    def add(self, reason: str, where: str, count: int = 1) -> None:
-        self.counts[reason] += count
-        known = self.examples.setdefault(reason, [])
-        if len(known) < EXAMPLES:
-            known.append(where)
-
-    @property
-    def faults(self) -> int:
-        return sum(count for reason, count in self.counts.items() if reason not in WARNINGS)
 
 
 class Verify(Part):
@@ -55,28 +36,31 @@ class Verify(Part):
     disjoint: tuple[Path, ...] = Field(default=())  # data sets that no caption may be shared with
 
     def run(self, inputs: Iterable[Path | str], out: Path | None = None) -> dict[str, Any]:
-        """Counts with `manifest = readable + missing` where there is a manifest, reasons, examples, and `ok`."""
+        """Counts with `manifest = readable + missing` where there is a manifest, reasons, examples, and `ok`.
+
+        `out` gets findings.jsonl: a line for each finding with reason, shard and key.
+        """
         shards = find_shards(str(item) for item in inputs)
-        findings = Findings()
         keys: dict[tuple[str, str], Path] = {}
         readable = missing = 0
         manifest_total: int | None = 0
-        captions = _Captions(self)
-        for shard in progress(shards, total=len(shards), label="verify"):
-            entry = _entry_of(shard)
-            if entry is None:
-                manifest_total = None
-                findings.add("no_manifest", str(shard))
-            elif manifest_total is not None:
-                manifest_total += entry.samples
-            built = self._walk(shard, entry, findings)
-            here = len(built) if built is not None else 0
-            readable += here
-            missing += max(0, entry.samples - here) if entry else 0
-            if built is not None:
-                _repeats(shard, built, keys, findings)
-                self._contents(shard, built, captions, findings)
-        return {
+        samples = _Samples(self)
+        with Findings(out) as findings:
+            for shard in progress(shards, total=len(shards), label="verify"):
+                entry = _entry_of(shard)
+                if entry is None:
+                    manifest_total = None
+                    findings.add("no_manifest", shard)
+                elif manifest_total is not None:
+                    manifest_total += entry.samples
+                built = self._walk(shard, entry, findings)
+                here = len(built) if built is not None else 0
+                readable += here
+                missing += max(0, entry.samples - here) if entry else 0
+                if built is not None:
+                    _repeats(shard, built, keys, findings)
+                    samples.check(shard, built, findings)
+        result = {
             "shards": len(shards),
             "manifest": manifest_total,
             "readable": readable,
@@ -86,70 +70,84 @@ class Verify(Part):
             "examples": findings.examples,
             "ok": findings.faults == 0 and readable > 0,
         }
+        return result | ({"findings": str(out / FOUND)} if out is not None else {})
 
     def _walk(self, shard: Path, entry: ShardEntry | None, findings: Findings) -> shard_index.ShardIndex | None:
         if not shard.is_file():
-            findings.add("missing_shard", str(shard))
+            findings.add("missing_shard", shard)
             return None
         built = shard_index.build(shard, key_split=self.key_split)
         if built.damage is not None:
-            findings.add(built.damage.reason, f"{shard} at byte {built.damage.byte}: {built.damage.detail}")
+            findings.add(built.damage.reason, shard, f"at byte {built.damage.byte}: {built.damage.detail}")
         for note in built.notes:
-            findings.add(note.reason, f"{shard}: {note.example}", note.count)
+            findings.add(note.reason, shard, note.example, count=note.count)
         if entry is not None and entry.samples != len(built):
-            findings.add("wrong_count", f"{shard}: manifest {entry.samples}, readable {len(built)}")
+            findings.add("wrong_count", shard, f"manifest {entry.samples}, readable {len(built)}")
         if entry is not None and entry.bytes != built.bytes:
-            findings.add("wrong_bytes", f"{shard}: manifest {entry.bytes}, file {built.bytes}")
+            findings.add("wrong_bytes", shard, f"manifest {entry.bytes}, file {built.bytes}")
         if self.deep and entry is not None and entry.sha256 and file_sha256(shard) != entry.sha256:
-            findings.add("wrong_sha256", f"{shard}: its bytes are not those that were written")
+            findings.add("wrong_sha256", shard, "its bytes are not those that were written")
         _side_index(shard, built, findings)
         return built
 
-    def _contents(self, shard: Path, built: shard_index.ShardIndex, captions: _Captions, findings: Findings) -> None:
-        only = () if self.deep else ("json", "txt", *(name for name in self.captions if "." not in name))
-        extensions = [set(built.members(number)) for number in range(len(built))]
-        for number, sample in enumerate(samples(shard, only=only, built=built)):
-            where = f"{shard}: {sample.key}"
-            pictures = [name for name in PICTURES if name in extensions[number]]
-            if not pictures:
-                findings.add("no_image", where)
-            elif self.deep:
-                self._picture(sample.members[pictures[0]], where, findings)
-            captions.check(sample.members, where, findings, labelled="cls" in extensions[number])
 
-    def _picture(self, data: bytes, where: str, findings: Findings) -> None:
-        try:
-            read_header(data, self.limits)
-            decode(data, self.limits)
-        except BadSampleError as error:
-            findings.add(error.reason, f"{where}: {error.detail}")
-
-
-class _Captions:
-    """What captions must be: there, UTF-8, and if asked for unique and not in other sets."""
+class _Samples:
+    """What samples must be: a picture that decodes, a caption, and if asked one that no other sample or set has."""
 
     def __init__(self, settings: Verify) -> None:
-        self.settings = settings
+        self.settings, self.stage = settings, Captions(fields=settings.captions)
+        self.reader = MemberReader()
         self.seen: dict[int, str] = {}
         self.forbidden = {fingerprint(text) for folder in settings.disjoint for text in dataset_captions(folder)}
 
-    def check(self, members: dict[str, bytes], where: str, findings: Findings, *, labelled: bool) -> None:
-        for name in ("json", "txt"):
+    def check(self, shard: Path, built: shard_index.ShardIndex, findings: Findings) -> None:
+        """Adds the faults of every sample of a shard."""
+        texts = {"json", "txt", *(name for name in self.settings.captions if name not in PICTURES)}
+        for number, key in enumerate(built.keys()):
+            places = built.members(number)
+            pictures = [name for name in PICTURES if name in places]
+            if not pictures:
+                findings.add("no_image", shard, f"members: {', '.join(sorted(places))}", key=key)
             try:
-                members.get(name, b"").decode()
-            except UnicodeDecodeError:
-                findings.add("not_utf8", f"{where}.{name}")
-        found = captions_of(members, self.settings.captions)
-        if not found and not labelled:
-            findings.add("no_caption", f"{where}: nothing under {', '.join(self.settings.captions)}")
-        prints = {fingerprint(text): text for text in found}
+                members = self.reader.read(shard, places, texts | set(pictures[:1] if self.settings.deep else ()))
+                self._caption(Sample(key, members, str(shard), number), findings, labelled="cls" in places)
+            except BadSampleError as error:  # of the picture's size, before it is read
+                findings.add(error.reason, shard, error.detail, key=key)
+                continue
+            if pictures and self.settings.deep:
+                self._picture(members[pictures[0]], shard, key, findings)
+        self.reader.close()
+
+    def _picture(self, data: bytes, shard: Path, key: str, findings: Findings) -> None:
+        try:
+            pixels = decode(data, self.settings.limits)
+        except BadSampleError as error:
+            findings.add(error.reason, shard, error.detail, key=key)
+            return
+        if bool((pixels == pixels[:, :1, :1]).all()):
+            colour = pixels[:, 0, 0].tolist()
+            findings.add("flat_image", shard, f"{pixels.shape[2]}x{pixels.shape[1]} of {colour}", key=key)
+
+    def _caption(self, sample: Sample, findings: Findings, *, labelled: bool) -> None:
+        """As training reads it, and with the same words for what is wrong."""
+        try:
+            for name in ("json", "txt"):
+                decode_text(sample.members.get(name, b""), name)
+            self.stage.texts(Fields(sample))
+        except BadSampleError as error:
+            if not (labelled and error.reason == "no_caption"):
+                findings.add(error.reason, sample.shard, error.detail, key=sample.key)
+            return
+        prints = {fingerprint(text): text for text in captions_of(sample.members, self.settings.captions)}
         for mark, text in prints.items():
             if mark in self.forbidden:
-                findings.add("shared_caption", f'{where}: "{text[:80]}" is also in a set that must be disjoint')
+                said = f'"{text[:80]}" is also in a set that must be disjoint'
+                findings.add("shared_caption", sample.shard, said, key=sample.key)
             if self.settings.unique_captions and mark in self.seen:
-                findings.add("repeated_caption", f'{where} and {self.seen[mark]}: "{text[:80]}"')
+                said = f'as {self.seen[mark]}: "{text[:80]}"'
+                findings.add("repeated_caption", sample.shard, said, key=sample.key)
             if self.settings.unique_captions:
-                self.seen[mark] = where
+                self.seen[mark] = f"{sample.shard}: {sample.key}"
 
 
 def _entry_of(shard: Path) -> ShardEntry | None:
@@ -163,10 +161,10 @@ def _side_index(shard: Path, built: shard_index.ShardIndex, findings: Findings) 
     try:
         stored = shard_index.read(shard)
     except DataError as error:
-        findings.add("bad_index", str(error))
+        findings.add("bad_index", shard, str(error))
         return
     if list(stored.keys()) != list(built.keys()):
-        findings.add("bad_index", f"{shard}: its side index lists other samples than the tar holds; run `index`")
+        findings.add("bad_index", shard, "it lists other samples than the tar holds")
 
 
 def _repeats(shard: Path, built: shard_index.ShardIndex, keys: dict[tuple[str, str], Path], findings: Findings) -> None:
@@ -174,7 +172,7 @@ def _repeats(shard: Path, built: shard_index.ShardIndex, keys: dict[tuple[str, s
     for key in list(built.keys()):
         first = keys.setdefault((home, key), shard)
         if first != shard:
-            findings.add("dup_key", f"{key} in {first} and {shard}")
+            findings.add("dup_key", shard, f"also in {first}", key=key)
 
 
 def set_of(shard: Path) -> str:
@@ -182,12 +180,3 @@ def set_of(shard: Path) -> str:
     if (shard.parent / MANIFEST).is_file():
         return str(shard.parent)
     return str(shard.parent / shard.stem.rstrip("0123456789"))
-
-
-def summary_rows(result: dict[str, Any]) -> Sequence[tuple[str, str, str, str]]:
-    """Reason, count, kind and first example, faults first."""
-    rows = [
-        (reason, str(count), "warning" if reason in WARNINGS else "fault", result["examples"][reason][0])
-        for reason, count in result["reasons"].items()
-    ]
-    return sorted(rows, key=lambda row: (row[2] != "fault", row[0]))

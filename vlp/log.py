@@ -44,7 +44,7 @@ class JsonLines:
 
     def write(self, record: Mapping[str, Any]) -> None:
         line = json.dumps({key: _plain(value) for key, value in record.items()}, ensure_ascii=False, allow_nan=False)
-        self._waiting += line.encode() + b"\n"
+        self._waiting += line.encode("utf-8", "backslashreplace") + b"\n"  # a key may be no UTF-8
         self._drain("they wait in memory for room")
 
     def close(self) -> None:

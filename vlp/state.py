@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from vlp import checkpoint, config, dist, sharded
+from vlp.data.plan import changed_shards
 from vlp.log import flatten, host_facts
 from vlp.models import pretrained
 from vlp.models.dual import Dual
@@ -46,6 +47,7 @@ class State:
         self.run, self.dual, self.adamw, self.shards = run, parts.dual, parts.adamw, parts.shards
         self.companions, self.scaler, feed = parts.companions, scaler, parts.feed
         self.facts = {"batch_size": feed.batch_size, "streams": feed.streams, "fingerprint": feed.fingerprint}
+        self.shard_hashes = feed.plan.shards()
         self.root = run.folder / "checkpoints"
 
     @property
@@ -98,6 +100,7 @@ class State:
             "host": host_facts(),
         }
         checkpoint.write_json(folder / "state.json", state)
+        checkpoint.write_json(folder / "shards.json", self.shard_hashes)
 
     def _save_together(self, shards: Shards, progress: Progress) -> None:
         """As `checkpoint.write`, while every process writes its part; one rename makes it a checkpoint."""
@@ -187,6 +190,8 @@ class State:
         for key, value in self.facts.items():
             if saved.get(key) != value and key not in self.run.allow_change:
                 lines.append(f"{key}: {saved.get(key)} in the checkpoint, {value} now")
+                if key == "fingerprint" and (path / "shards.json").is_file():
+                    lines += changed_shards(checkpoint.read_json(path / "shards.json"), self.shard_hashes)[:20]
         if lines:
             raise checkpoint.CheckpointError(
                 f"{path} belongs to another run:\n  "

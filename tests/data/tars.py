@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vlp.data import index as shard_index
+from vlp.data.schema import DatasetManifest, shard_entry, write_manifest
+
 
 def picture(number: int, side: int = 24) -> bytes:
     """A PNG whose pixels depend on `number`."""
@@ -66,6 +69,13 @@ def write_shards(folder: Path, sizes: Iterable[int]) -> list[Path]:
         paths.append(write_tar(folder / f"shard-{number:03d}.tar", samples(start, start + size)))
         start += size
     return paths
+
+
+def describe(folder: Path) -> None:
+    """`dataset.json` of what lies in a folder now, without side indexes."""
+    paths = sorted(folder.glob("*.tar"))
+    entries = tuple(shard_entry(path, samples=len(shard_index.build(path))) for path in paths)
+    write_manifest(folder, DatasetManifest(name="set", shards=entries, made_by={"tool": "test"}))
 
 
 class Letters:

@@ -10,14 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.data.tars import samples, write_shards, write_tar
+from tests.data.tars import describe, samples, write_shards, write_tar
 from vlp.config import ConfigError, validate
 from vlp.data import index as shard_index
 from vlp.data import open_records
 from vlp.data.index import Place
 from vlp.data.reader import MemberReader
 from vlp.data.remote import ShardCache
-from vlp.data.schema import DataError, DatasetManifest, read_manifest, shard_entry, write_manifest
+from vlp.data.schema import DataError, read_manifest, write_manifest
 from vlp.data.settings import Data
 from vlp.data.shards import Shards, TarRecords
 from vlp.data.sources import as_source, groups_of
@@ -59,12 +59,6 @@ def test_manifest_gives_counts_without_reading_tars(folder: Path, monkeypatch: p
     records = open_records(str(folder))
     assert records.sizes.tolist() == [5, 0, 8, 3]
     assert records.facts[0].digest
-
-
-def describe(folder: Path) -> None:
-    paths = sorted(folder.glob("*.tar"))
-    entries = tuple(shard_entry(path, samples=len(shard_index.build(path))) for path in paths)
-    write_manifest(folder, DatasetManifest(name="set", shards=entries, made_by={"tool": "test"}))
 
 
 def test_stale_manifests_are_found(folder: Path) -> None:

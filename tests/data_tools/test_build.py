@@ -98,7 +98,7 @@ def test_csv_faults_are_counted_by_reason(tmp_path):
         "remote_image": 1,
         "dup_key": 1,
         "bad_key": 1,
-        "not_utf8": 1,
+        "bad_encoding": 1,
     }
     assert result["samples"] == 1
     assert balanced(result)

@@ -102,12 +102,12 @@ def test_bad_samples_are_counted_by_reason(tmp_path):
         "truncated_image": 1,
         "not_image": 1,
         "no_image": 1,
-        "no_caption": 1,
-        "not_utf8": 1,
+        "empty_caption": 1,
+        "bad_encoding": 1,
         "hostile_member": 1,
     }
     assert result["reasons"] == {"no_manifest": 1, **expected}
-    assert result["faults"] == 5  # a missing caption and a missing manifest are warnings
+    assert result["faults"] == 6  # a missing manifest is a warning
 
 
 def test_a_key_in_two_shards_of_one_set(tmp_path):

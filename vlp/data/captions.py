@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
@@ -16,6 +17,8 @@ from vlp.text.negatives import swaps
 from vlp.text.subcaptions import Replace
 from vlp.types import BadSampleError
 
+MAX_TEXT = 1 << 16  # characters of one text that are looked at: what comes of them is cut shorter still
+_NESTED = re.compile(r"&(?:amp;){9,}")
 _SUBCAPTIONS = ("pool", "first", "replace", "merge", "merge_how")  # settings of pick: subcaptions
 
 
@@ -35,6 +38,7 @@ class Read(NamedTuple):
     items: int = 0
     others: int = 0  # items that are no texts
     any_text: bool = False  # blank ones count
+    cut: bool = False  # one was longer than MAX_TEXT
 
 
 class Captions(Part):
@@ -101,7 +105,8 @@ class Captions(Part):
     def draw(self, fields: Fields, rng: np.random.Generator | None) -> Drawn:
         """At most `count` captions of one visit; BadSampleError no_caption or empty_caption."""
         found = self._found(fields)
-        texts, notes = [text for _, text in found.texts], ("caption_not_text",) * bool(found.others)
+        texts = [text for _, text in found.texts]
+        notes = ("caption_not_text",) * bool(found.others) + ("caption_cut",) * found.cut
         if self.pick == "sentences":
             return Drawn(self._led(self.choose(texts, rng), fields), notes=notes)
         if self.pick == "subcaptions":
@@ -168,5 +173,22 @@ class Captions(Part):
             value = list(value.values()) if self.language is None else value.get(self.language)
         items = [value] if isinstance(value, str) else value if isinstance(value, list) else []
         texts = [(place, text) for place, text in enumerate(items) if isinstance(text, str)]
-        kept = [(place, text.strip()) for place, text in texts if not is_blank(text)]
-        return Read(kept, len(items), len(items) - len(texts), bool(texts))
+        kept = [(place, tame(text).strip()) for place, text in texts if not is_blank(text)]
+        cut = any(len(text) > MAX_TEXT for _, text in texts)
+        return Read(kept, len(items), len(items) - len(texts), bool(texts), cut)
+
+
+def tame(text: str) -> str:
+    """The text without what no writer means and cleaners choke on.
+
+    It is cut at MAX_TEXT, halves of surrogate pairs become U+FFFD, and nine or more `amp;` in a row become one:
+    cleaning takes away one a round, over the whole text, to the same end.
+    """
+    text = text[:MAX_TEXT]
+    if "&amp;amp;amp;" in text:
+        text = _NESTED.sub("&amp;", text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text

@@ -17,11 +17,15 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 from torch import Tensor
 
+from vlp.data.reader import MAX_MEMBER
 from vlp.registry import Part
 from vlp.types import BadSampleError
 
 Format = Literal["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]
 FORMATS: tuple[Format, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+_PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)  # frame headers of JPEGs that are drawn scan by scan
+_MAX_SCANS = 100  # writers make about ten; a scan of some bytes costs a pass over all pixels
+_MAX_SCANNED = 1_000_000_000  # pixels, over all scans
 _RGB = 3  # torchvision.io.ImageReadMode.RGB
 
 
@@ -29,9 +33,10 @@ class Limits(Part):
     """What a sample may be at most (and at least); beyond it the sample is skipped and counted."""
 
     max_pixels: int = Field(50_000_000, gt=0)
+    max_pixels_other: int = Field(20_000_000, gt=0, description="of other formats than JPEG: 5 times memory and time")
     max_aspect: float = Field(20.0, ge=1)
     min_side: int = Field(2, ge=1)
-    max_bytes: int = Field(64 << 20, gt=0)
+    max_bytes: int = Field(64 << 20, gt=0, le=MAX_MEMBER)
     max_caption_bytes: int = Field(8192, ge=16)
     formats: tuple[Format, ...] = FORMATS
 
@@ -69,6 +74,9 @@ def read_header(data: bytes, limits: Limits) -> Header:
     if header.format not in limits.formats:
         raise BadSampleError("not_image", f"{header.format} is not in limits.formats")
     check_size(header.width, header.height, limits)
+    if header.format != "JPEG" and header.width * header.height > limits.max_pixels_other:
+        size = f"{header.format} of {header.width}x{header.height}"
+        raise BadSampleError("too_many_pixels", f"{size}, limits.max_pixels_other is {limits.max_pixels_other}")
     return header
 
 
@@ -99,8 +107,10 @@ def decode_shrunk(data: bytes, factor: int) -> Image.Image:
 def from_pil(image: Image.Image) -> Tensor:
     """uint8 [3, h, w] of a Pillow image of any mode."""
     if image.mode.startswith("I"):  # 16-bit gray; convert("RGB") would clip all above 255 to white
-        gray = np.clip(np.asarray(image, dtype=np.int64), 0, 65535)
-        image = Image.fromarray(((gray + 128) // 257).astype(np.uint8))
+        gray = np.clip(np.asarray(image), 0, 65535).astype(np.uint32)
+        gray += 128
+        gray //= 257
+        image = Image.fromarray(gray.astype(np.uint8))
     elif image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # the same colours as convert("RGB"), without Pillow's warning
     pixels = np.array(image if image.mode == "RGB" else image.convert("RGB"))
@@ -114,7 +124,7 @@ def _decode_pillow(data: bytes, *, exif: bool) -> Tensor:
             if exif:
                 from PIL import ImageOps
 
-                return from_pil(ImageOps.exif_transpose(image))
+                ImageOps.exif_transpose(image, in_place=True)
             return from_pil(image)
     except MemoryError:
         raise
@@ -157,10 +167,19 @@ def _jpeg_header(data: bytes) -> Header:
             place += 2
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height, width = (int.from_bytes(data[place + at : place + at + 2], "big") for at in (5, 7))
+            if marker in _PROGRESSIVE:
+                _refuse_scans(data, width * height)
             return Header("JPEG", width, height)
         else:
             place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
     raise BadSampleError("truncated_image", f"JPEG of {end} bytes without a frame header")
+
+
+def _refuse_scans(data: bytes, pixels: int) -> None:
+    """BadSampleError for a picture that is drawn over and over: in coded data 0xFF is never followed by this marker."""
+    scans = data.count(b"\xff\xda")
+    if scans > _MAX_SCANS or scans * pixels > _MAX_SCANNED:
+        raise BadSampleError("too_many_scans", f"{scans} scans of {pixels} pixels in {len(data)} bytes")
 
 
 @lru_cache(maxsize=1)

@@ -9,6 +9,7 @@ from typing import Any
 from vlp.types import BadSampleError, Sample
 
 IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+MAX_JSON = 8 << 20  # bytes; parsed, JSON takes up to thirty times as much memory
 _MISSING = object()
 
 
@@ -36,11 +37,19 @@ class Fields:
     def json(self, errors: str = "strict") -> Any:
         if self._json is _MISSING:
             raw = self.members.get("json")
-            try:
-                self._json = None if raw is None else json.loads(decode_text(raw, "json", errors=errors))
-            except (json.JSONDecodeError, RecursionError) as error:
-                raise BadSampleError("bad_json", str(error)) from error
+            self._json = None if raw is None else _parsed(raw, errors)
         return self._json
+
+
+def _parsed(raw: bytes, errors: str) -> Any:
+    """The value in a json member; BadSampleError bad_json or bad_encoding."""
+    if len(raw) > MAX_JSON:
+        raise BadSampleError("bad_json", f"{len(raw)} bytes, at most {MAX_JSON} are parsed")
+    text = decode_text(raw, "json", errors=errors)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError also of a number of thousands of digits
+        raise BadSampleError("bad_json", str(error)) from error
 
 
 def image_bytes(sample: Sample) -> bytes:

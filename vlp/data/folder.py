@@ -16,7 +16,7 @@ from vlp.data.fields import IMAGE_MEMBERS
 from vlp.data.remote import ShardCache
 from vlp.data.schema import DataError, file_sha256
 from vlp.data.sources import Fact, Finite, Source, digest
-from vlp.data.table import Rows, read_rows
+from vlp.data.table import Rows, read_rows, told
 from vlp.types import BadSampleError, Sample
 
 _TABLES = ("captions.csv", "captions.tsv", "captions.jsonl", "metadata.csv", "metadata.jsonl")
@@ -110,6 +110,7 @@ class FolderRecords(Finite):
         """Rows of the table whose picture exists, in the table's order; the others are counted."""
         table = self._table()
         self.rows = read_rows(table)
+        self.notes |= told(table, self.rows)
         names = self.rows.column(column, where=f"{table}: file_column")
         there = set(files)
         kept = [(name, i) for i, name in enumerate(names) if name in there]

@@ -6,82 +6,23 @@ for; else it is built again. It holds no time and no path, so making it twice gi
 
 from __future__ import annotations
 
-import builtins
 import hashlib
-import json
 import os
-import zlib
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
-
-import numpy as np
-import numpy.typing as npt
+from typing import Any, Literal
 
 from vlp.data.content import ends
 from vlp.data.grouping import Group, KeySplit, Note, groups
+from vlp.data.index_format import Place, ShardIndex, dump, outline, pack, parse
 from vlp.data.schema import DataError, write_atomic
-from vlp.data.tarwalk import Damage, TarDamageError, walk
+from vlp.data.tarwalk import TarDamageError, walk
 
-MAGIC = b"vlp shard index 2\n"
+__all__ = ["Place", "ShardIndex", "build", "cache_folder", "check", "doubtful", "fresh", "index_path", "read"]
+__all__ += ["read_or_build", "write"]
+
+_HEAD = 1 << 16  # bytes in which the first lines of a side index fit, if not too much is noted there
 OnDamage = Literal["stop", "keep"]
-_ARRAYS = (("starts", "<u4"), ("extension", "<u2"), ("offset", "<u8"), ("size", "<u8"), ("key_ends", "<u4"))
-
-
-class Place(NamedTuple):
-    """Where one member's bytes lie."""
-
-    offset: int
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
-class ShardIndex:
-    """Samples of one shard. Members of sample i are rows starts[i]..starts[i+1] of the member arrays."""
-
-    bytes: int  # size of the tar it was made from
-    ends: str  # hash of that size and of the tar's first and last blocks: it is stale when they differ
-    content: str  # hash of all headers, small members and tips of large ones: what the tar holds, for the fingerprint
-    key_split: KeySplit
-    extensions: tuple[str, ...]
-    starts: npt.NDArray[np.uint32]  # [n + 1]
-    extension: npt.NDArray[np.uint16]  # [m]
-    offset: npt.NDArray[np.uint64]  # [m]
-    size: npt.NDArray[np.uint64]  # [m]
-    key_ends: npt.NDArray[np.uint32]  # [n]
-    key_bytes: builtins.bytes
-    notes: tuple[Note, ...] = ()  # what was left out or looks wrong, by reason
-    damage: Damage | None = None  # set: the samples are those before the damage
-
-    def __len__(self) -> int:
-        return len(self.key_ends)
-
-    def key(self, i: int) -> str:
-        """The key of sample i."""
-        start = int(self.key_ends[i - 1]) if i else 0
-        return self.key_bytes[start : int(self.key_ends[i])].decode("utf-8", "surrogateescape")
-
-    def keys(self) -> Iterator[str]:
-        """All keys, in order."""
-        start = 0
-        for end in self.key_ends.tolist():
-            yield self.key_bytes[start:end].decode("utf-8", "surrogateescape")
-            start = end
-
-    def members(self, i: int) -> dict[str, Place]:
-        """Extension -> place of every member of sample i."""
-        rows = slice(int(self.starts[i]), int(self.starts[i + 1]))
-        places = zip(self.extension[rows].tolist(), self.offset[rows].tolist(), self.size[rows].tolist())
-        return {self.extensions[e]: Place(offset, size) for e, offset, size in places}
-
-    def counts(self) -> dict[str, int]:
-        """Reason -> number of members or keys, of all notes."""
-        total: Counter[str] = Counter()
-        for note in self.notes:
-            total[note.reason] += note.count
-        return dict(total)
 
 
 def index_path(shard: str | Path) -> Path:
@@ -101,25 +42,27 @@ def build(shard: str | Path, *, key_split: KeySplit = "first-dot") -> ShardIndex
         damage = error.damage
     samples, notes = groups(members, key_split=key_split)
     if damage is not None:
-        samples = _without_torn_tail(samples)
-    about = {"bytes": shard.stat().st_size, "ends": ends(shard), "key_split": key_split}
+        samples, torn = _without_torn_tail(samples)
+        notes += torn
+    about: dict[str, Any] = {"bytes": shard.stat().st_size, "ends": ends(shard), "key_split": key_split}
     content.update(str(about["ends"]).encode())
-    return _pack(samples, notes, damage, {**about, "content": content.hexdigest()})
+    return pack(samples, notes, damage, {**about, "content": content.hexdigest()})
 
 
 def write(shard: str | Path, index: ShardIndex, path: str | Path | None = None) -> Path:
     """Writes the side index atomically and returns its path."""
     target = Path(path) if path else index_path(shard)
-    write_atomic(target, _dump(index))
+    write_atomic(target, dump(index))
     return target
 
 
 def read(shard: str | Path, path: str | Path | None = None) -> ShardIndex:
     """The side index; DataError if it is damaged, of another version, or made for a tar with other bytes."""
     target = Path(path) if path else index_path(shard)
-    index = _parse(target.read_bytes(), target)
-    if (actual := os.stat(shard).st_size) != index.bytes:
-        raise DataError(f"{target}: made for a tar of {index.bytes} bytes, {shard} has {actual}; run `vlp data index`")
+    size = os.stat(shard).st_size
+    if (own := target.stat().st_size) > size + _HEAD:
+        raise DataError(f"{target}: {own} bytes about a tar of {size}: no index of it; run `vlp data index`")
+    index = parse(target.read_bytes(), target, tar_bytes=size)
     if ends(shard) != index.ends:
         raise DataError(f"{target}: made for a tar of equal size and other bytes than {shard}; run `vlp data index`")
     return index
@@ -197,83 +140,29 @@ def _cached_path(shard: Path, key_split: str, folder: Path) -> Path:
     return folder / f"{hashlib.sha256(facts.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}.index"
 
 
-def _without_torn_tail(samples: list[Group]) -> list[Group]:
-    """Without the last sample if it lacks members that the first has: the damage took them."""
-    if samples and not set(samples[0].members) <= set(samples[-1].members):
-        return samples[:-1]
-    return samples[:-1] if len(samples) == 1 and len(samples[0].members) < 2 else samples
+def _without_torn_tail(samples: list[Group]) -> tuple[list[Group], tuple[Note, ...]]:
+    """Without the last sample if it lacks members that most others have: the damage took them. It becomes a note."""
+    if not samples:
+        return samples, ()
+    *others, last = samples
+    seen = Counter(extension for sample in others for extension in sample.members)
+    usual = {extension for extension, count in seen.items() if 2 * count > len(others)}
+    whole = usual <= last.members.keys() if others else len(last.members) > 1
+    return (samples, ()) if whole else (others, (Note("torn_sample", 1, last.key),))
 
 
-def _pack(samples: list[Group], notes: tuple[Note, ...], damage: Damage | None, about: dict[str, Any]) -> ShardIndex:
-    names = sorted({extension for sample in samples for extension in sample.members})
-    if len(names) > 65535:
-        raise DataError(f"{len(names)} different extensions in one shard: is `key_split` right?")
-    number = {name: i for i, name in enumerate(names)}
-    rows = [(number[name], *place) for sample in samples for name, place in sample.members.items()]
-    table = np.array(rows, dtype=np.uint64).reshape(-1, 3)
-    keys = [sample.key.encode("utf-8", "surrogateescape") for sample in samples]
-    return ShardIndex(
-        **about,
-        extensions=tuple(names),
-        starts=np.cumsum([0, *(len(sample.members) for sample in samples)]).astype(np.uint32),
-        extension=table[:, 0].astype(np.uint16),
-        offset=np.ascontiguousarray(table[:, 1]),
-        size=np.ascontiguousarray(table[:, 2]),
-        key_ends=np.cumsum([len(key) for key in keys]).astype(np.uint32),
-        key_bytes=b"".join(keys),
-        notes=notes,
-        damage=damage,
-    )
+def doubtful(shard: str | Path, *, samples: int) -> bool:
+    """Whether the first lines of the side index speak against `samples` whole samples; False where there is no index.
 
-
-def _dump(index: ShardIndex) -> bytes:
-    arrays = [getattr(index, name).astype(dtype).tobytes() for name, dtype in _ARRAYS]
-    body = zlib.compress(b"".join([*arrays, index.key_bytes]), 6)
-    head = {
-        "bytes": index.bytes,
-        "ends": index.ends,
-        "content": index.content,
-        "samples": len(index),
-        "members": len(index.offset),
-        "key_split": index.key_split,
-        "extensions": index.extensions,
-        "notes": [astuple(note) for note in index.notes],
-        "damage": index.damage,
-        "crc32": zlib.crc32(body),
-    }
-    return MAGIC + json.dumps(head).encode() + b"\n" + body
-
-
-def _parse(raw: bytes, path: Path) -> ShardIndex:
+    So does one that is older than the shard. This is cheap enough to be asked of every shard before a run.
+    """
+    target = index_path(shard)
     try:
-        return _parse_strict(raw)
-    except (ValueError, KeyError, TypeError, zlib.error) as error:
-        raise DataError(f"{path}: not a shard index of this version ({error}); run `vlp data index`") from None
-
-
-def _parse_strict(raw: bytes) -> ShardIndex:
-    if not raw.startswith(MAGIC):
-        raise ValueError(f"starts with {raw[:24]!r}")
-    line, _, body = raw[len(MAGIC) :].partition(b"\n")
-    head = json.loads(line)
-    if zlib.crc32(body) != head["crc32"]:
-        raise ValueError("checksum differs")
-    content, position = zlib.decompress(body), 0
-    n, m = head["samples"], head["members"]
-    arrays: dict[str, Any] = {}
-    for (name, dtype), count in zip(_ARRAYS, (n + 1, m, m, m, n)):
-        arrays[name] = np.frombuffer(content, dtype, count, position)
-        position += arrays[name].nbytes
-    damage = Damage(*head["damage"]) if head["damage"] else None
-    notes = tuple(Note(*note) for note in head["notes"])
-    return ShardIndex(
-        bytes=head["bytes"],
-        ends=head["ends"],
-        content=head["content"],
-        key_split=head["key_split"],
-        extensions=tuple(head["extensions"]),
-        key_bytes=content[position:],
-        notes=notes,
-        damage=damage,
-        **arrays,
-    )
+        with open(target, "rb") as file:
+            known = outline(file.read(_HEAD))
+        stat = os.stat(shard)
+        if target.stat().st_mtime_ns < stat.st_mtime_ns:
+            return True
+    except OSError:
+        return False
+    return known is None or known != (stat.st_size, samples, False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +11,7 @@ from vlp.data.mixture import Schedule
 from vlp.data.order import EMPTY, Indices, SourceOrder, allowed_worlds
 from vlp.data.schema import DataError
 from vlp.data.settings import Data
-from vlp.data.sources import Records, Source, open_records
+from vlp.data.sources import Records, Source, digest, open_records
 from vlp.data.stream import Stream, WebDataset
 
 NEXT = -2  # index of a slot that takes whatever a stream gives next
@@ -86,6 +86,11 @@ class Plan:
                 found.add(f"{self.names[number]}/{records.facts[shard].name}")
         return sorted(found)
 
+    def shards(self) -> dict[str, str]:
+        """Of all sources but streams: "source/shard" -> a short hash of what the shard holds."""
+        finite = [(name, records) for name, records in zip(self.names, self.records) if not isinstance(records, Stream)]
+        return {f"{name}/{fact.name}": digest([repr(tuple(fact))])[:16] for name, rows in finite for fact in rows.facts}
+
     def _open(self, part: Source, number: int) -> Records | Stream:
         if isinstance(part, WebDataset):
             return Stream(part, seed=self.seed, source=number, rank=self.rank, world=self.world)
@@ -93,6 +98,16 @@ class Plan:
             return open_records(part, cache=self.data.cache)
         except DataError as error:
             raise DataError(f"data.sources.{number} ({part.shown()}): {error}") from error
+
+
+def changed_shards(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """A line for every shard of two `Plan.shards` that is not the same, by name."""
+    fates = {
+        "holds other data": [name for name in before.keys() & now.keys() if before[name] != now[name]],
+        "is gone": before.keys() - now.keys(),
+        "is new": now.keys() - before.keys(),
+    }
+    return sorted(f"{name} {fate}" for fate, names in fates.items() for name in names)
 
 
 def _distinct(names: Sequence[str]) -> tuple[str, ...]:

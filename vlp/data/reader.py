@@ -12,6 +12,7 @@ from vlp.types import BadSampleError
 
 _MAX_OPEN = 64
 _GAP = 4096  # bytes between two members that are read along rather than seeked over
+MAX_MEMBER = 256 << 20  # bytes; a larger member is not read: it would fill the memory of every worker
 _generation = 0  # of forks: cheaper to compare than the process id
 
 
@@ -37,6 +38,9 @@ class MemberReader:
         wanted = {name: place for name, place in places.items() if only is None or name in only}
         if not wanted:
             return {}
+        large = next((name for name, place in wanted.items() if place.size > MAX_MEMBER), None)
+        if large is not None:
+            raise BadSampleError("member_bytes", f"{large}: {wanted[large].size} bytes, at most {MAX_MEMBER} are read")
         start = min(place.offset for place in wanted.values())
         stop = max(place.offset + place.size for place in wanted.values())
         try:

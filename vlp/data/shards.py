@@ -18,6 +18,7 @@ from vlp.data.content import ends
 from vlp.data.grouping import KeySplit
 from vlp.data.index import ShardIndex
 from vlp.data.reader import MemberReader
+from vlp.data.reasons import REMEDIES
 from vlp.data.remote import ShardCache
 from vlp.data.schema import DataError, ShardEntry, read_manifest
 from vlp.data.sources import Fact, Finite, Source
@@ -137,22 +138,38 @@ class TarRecords(Finite):
         name = Path(url).name
         if entry is None or self._by_index(number):
             built = self.index(number)
-            self._count(url, built)
+            self._count(url, built, entry)
             return Fact(name, built.bytes, len(built), built.content)
-        if not is_remote(url) and (size := Path(url).stat().st_size) != entry.bytes:
-            raise DataError(
-                f"{url}: has {size} bytes, dataset.json says {entry.bytes}: it was changed or is not whole; "
-                "fetch it again, or run `vlp data index` to describe it as it is"
-            )
+        if not is_remote(url):
+            if (size := Path(url).stat().st_size) != entry.bytes:
+                raise self._changed(url, size, entry)
+            if shard_index.doubtful(url, samples=entry.samples):
+                self.index(number)  # raises where the tar bears the doubt out
         return Fact(name, entry.bytes, entry.samples, entry.sha256)
 
-    def _count(self, url: str, built: ShardIndex) -> None:
-        for note in built.notes:
-            self.notes[note.reason] = self.notes.get(note.reason, 0) + note.count
-            logger.warning("%s: %d %s, such as %s", url, note.count, note.reason, note.example)
+    def _changed(self, url: str, size: int, entry: ShardEntry) -> DataError:
+        """The error of a shard of another size than its manifest says: the damage, if that is what changed it."""
+        built = shard_index.build(url, key_split=self.source.key_split)
+        try:
+            shard_index.check(url, built, expected=entry.samples)
+        except DataError as error:
+            if built.damage:
+                return error
+        return DataError(
+            f"{url}: has {size} bytes, dataset.json says {entry.bytes}; manifest {entry.samples}, readable "
+            f"{len(built)}: it was changed; fetch it again, or run `vlp data index` to describe it as it is"
+        )
+
+    def _count(self, url: str, built: ShardIndex, entry: ShardEntry | None) -> None:
+        found = [(note.reason, note.count, f", such as {note.example}") for note in built.notes]
         if built.damage:
-            self.notes["damaged_shard"] = self.notes.get("damaged_shard", 0) + 1
-            logger.warning("%s: damaged at byte %d, %d samples before it are used", url, built.damage.byte, len(built))
+            lost = entry.samples - len(built) if entry else 0
+            found += [("missing_sample", lost, "")] if lost > 0 else []
+            why = "" if entry else "; how many are lost is not known without dataset.json"
+            found.append(("damaged_shard", 1, f" at byte {built.damage.byte}: {len(built)} samples are used{why}"))
+        for reason, count, example in found:
+            self.notes[reason] = self.notes.get(reason, 0) + count
+            logger.warning("%s: %d %s%s (%s)", url, count, reason, example, REMEDIES[reason])
 
     def _manifest_entries(self) -> dict[int, ShardEntry]:
         """Shard number -> its entry, for shards whose folder has a dataset.json that lists them."""

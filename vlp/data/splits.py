@@ -22,7 +22,11 @@ _SPAN = 1 << 64
 
 def hash64(text: str) -> int:
     """A 64-bit hash of a text, the same everywhere and always."""
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "big")
+    try:
+        raw = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # a lone surrogate, as JSON can spell one
+        raw = text.encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "big")
 
 
 def in_validation(groups: Sequence[str], fraction: float) -> npt.NDArray[np.bool_]:
@@ -43,7 +47,7 @@ def field_of(sample: Sample, dotted: str) -> str:
     """The value of a json field as text; BadSampleError if the sample has no such field."""
     try:
         value: Any = json.loads(sample.members.get("json", b"null"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadSampleError("bad_json", str(error)) from error
     for name in dotted.split("."):
         if not isinstance(value, dict) or name not in value:

@@ -62,7 +62,7 @@ def prepare(
     label = labels.index(fields) if labels is not None else None
     drawn = _texts(fields, captions, labels, label, rng)
     short = [cut_bytes(text, limits.max_caption_bytes) for text in drawn.texts]
-    notes = [*drawn.notes, *(["caption_cut"] if short != drawn.texts else [])]
+    notes = list(dict.fromkeys([*drawn.notes, *(["caption_cut"] if short != drawn.texts else [])]))
     negatives: list[str] = []
     if captions is not None and captions.negatives:
         found = captions.false_texts(fields, drawn.texts, branches.get(_NEGATIVES))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Collection, Iterator
+import logging
+from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,7 @@ from pydantic import Field
 
 from vlp.data.content import stamps
 from vlp.data.fields import IMAGE_MEMBERS
+from vlp.data.reasons import REMEDIES
 from vlp.data.remote import ShardCache
 from vlp.data.schema import DataError, file_sha256
 from vlp.data.sources import Fact, Finite, Source, digest
@@ -24,6 +26,7 @@ from vlp.types import BadSampleError, Sample
 
 _IMAGE_COLUMNS = ("image", "image_path", "filepath", "file_name", "filename", "path", "file", "img")
 Quoting = Literal["auto", "minimal", "none"]
+logger = logging.getLogger(__name__)
 
 
 class Csv(Source):
@@ -50,8 +53,9 @@ class Csv(Source):
 class Rows:
     """Rows of a table: an arrow table, or one JSON text a row."""
 
-    def __init__(self, table: pa.Table) -> None:
+    def __init__(self, table: pa.Table, joined: Sequence[int] = ()) -> None:
         self.table = table
+        self.joined = joined  # last lines of rows over several lines: a stray quote swallows what is up to the next one
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -85,7 +89,7 @@ class TableRecords(Finite):
         if self.image not in rows.names:
             hint = nearest(self.image or "image", rows.names)
             raise DataError(f'{path}: no column of pictures "{self.image or "image"}"{hint}; name it with `image:`')
-        self.notes = {}
+        self.notes = told(path, rows)
         self.sizes = np.array([len(rows)], dtype=np.int64)
         self._refuse_urls()
         pictures = stamps(root, dict.fromkeys(self._paths()))[1]
@@ -151,15 +155,30 @@ def read_rows(path: Path, *, separator: str | None = None, quoting: Quoting = "a
     if path.suffix == ".parquet":
         import pyarrow.parquet as pq
 
-        return Rows(pq.read_table(path))
+        try:
+            return Rows(pq.read_table(path))
+        except (pa.ArrowInvalid, OSError) as error:
+            raise DataError(f"{path}: no parquet file, or not whole: {error}; fetch or write it again") from None
     if path.suffix in (".jsonl", ".ndjson"):
-        return Rows(_columns(_json_lines(path)))
+        return Rows(_columns(list(_json_lines(path)), path))
     if path.suffix not in (".csv", ".tsv", ".txt"):
         raise DataError(f"{path}: a table is a .csv, .tsv, .jsonl or .parquet file")
-    return Rows(_separated(path, separator, quoting))
+    return _separated(path, separator, quoting)
 
 
-def _separated(path: Path, separator: str | None, quoting: Quoting) -> pa.Table:
+def told(path: Path, rows: Rows) -> dict[str, int]:
+    """The notes of a table that was read, said aloud."""
+    if not rows.joined:
+        return {}
+    lines = ", ".join(map(str, rows.joined[:10]))
+    logger.warning(
+        "%s: %d rows go over several lines (ending in lines %s): %s",
+        *(path, len(rows.joined), lines, REMEDIES["multiline_row"]),
+    )
+    return {"multiline_row": len(rows.joined)}
+
+
+def _separated(path: Path, separator: str | None, quoting: Quoting) -> Rows:
     tabs = path.suffix != ".csv"
     style: Any = csv.QUOTE_NONE if quoting == "none" or (quoting == "auto" and tabs) else csv.QUOTE_MINIMAL
     with open(path, newline="", encoding="utf-8-sig") as file:
@@ -170,7 +189,7 @@ def _separated(path: Path, separator: str | None, quoting: Quoting) -> pa.Table:
         reader = csv.reader(file, delimiter=separator, quoting=style, strict=True)
         try:
             head = next(reader, [])
-            rows, bad = _same_width(reader, len(head))
+            rows, bad, joined = _same_width(reader, len(head))
         except csv.Error as error:
             raise DataError(f"{path}, line {reader.line_num}: {error}; a stray quote? then `quoting: none`") from None
         except UnicodeDecodeError as error:
@@ -183,36 +202,53 @@ def _separated(path: Path, separator: str | None, quoting: Quoting) -> pa.Table:
             f"{path}: {len(bad)} rows have not the {len(head)} columns of the first line (ending in lines {lines}); "
             "a stray quote or separator? then `quoting: none`, or another `separator`"
         )
-    return pa.table({name: pa.array([row[i] for row in rows], pa.string()) for i, name in enumerate(head)})
+    table = pa.table({name: pa.array([row[i] for row in rows], pa.string()) for i, name in enumerate(head)})
+    return Rows(table, joined)
 
 
-def _same_width(reader: Any, width: int) -> tuple[list[list[str]], list[int]]:
-    """Rows of the right width, and the lines of the others; blank lines are no rows."""
-    rows, bad = [], []
+def _same_width(reader: Any, width: int) -> tuple[list[list[str]], list[int], list[int]]:
+    """Rows of the right width, the lines of the others, and of those over several lines; blank lines are no rows."""
+    rows: list[list[str]] = []
+    bad, joined, line = [], [], reader.line_num
     for row in reader:
+        if reader.line_num > line + 1:
+            joined.append(reader.line_num)
+        line = reader.line_num
         if len(row) == width:
             rows.append(row)
         elif row:
             bad.append(reader.line_num)
-    return rows, bad
+    return rows, bad, joined
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
     with open(path, encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(_lines(file, path), 1):
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"{path}, line {number}: not JSON: {error}") from None
             if not isinstance(row, dict):
                 raise DataError(f"{path}, line {number}: a {type(row).__name__}, not an object")
             yield row
 
 
-def _columns(rows: Iterator[dict[str, Any]]) -> pa.Table:
+def _lines(file: TextIO, path: Path) -> Iterator[str]:
     try:
-        return pa.Table.from_pylist(list(rows))
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise DataError(f"a column of the JSONL holds values of several kinds: {error}") from None
+        yield from file
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8: {error}; write it again") from None
+
+
+def _columns(rows: Sequence[dict[str, Any]], path: Path) -> pa.Table:
+    """A column for every name that any row has: pyarrow by itself goes by the first row and drops the rest."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {}
+    for name in names:
+        try:
+            columns[name] = pa.array([row.get(name) for row in rows])
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+            raise DataError(f'{path}: column "{name}" holds values of several kinds, or too large: {error}') from None
+    return pa.table(columns)

@@ -70,7 +70,8 @@ def _walk(data: mmap.mmap, total: int, seen: Callable[[bytes], object] | None) -
             _check_end(data, position, total)
             return
         _check_header(header, position)
-        kind, size, start = header[156:157], _number(header[124:136], position, "size"), position + BLOCK
+        kind, size = header[156:157], _number(header[124:136], position, "size")
+        start = _after_sparse_map(data, position) if kind == b"S" else position + BLOCK
         if kind not in b"xgLK" and "size" in {**defaults, **pax}:
             size = _decimal({**defaults, **pax}["size"], position)
         if kind in b"123456" and kind != b"\0":
@@ -100,6 +101,14 @@ def _walk(data: mmap.mmap, total: int, seen: Callable[[bytes], object] | None) -
         position = start + -(-size // BLOCK) * BLOCK
 
 
+def _after_sparse_map(data: mmap.mmap, position: int) -> int:
+    """Where the data of GNU's sparse member begins: behind the blocks that go on with its map."""
+    start, more = position + BLOCK, data[position + 482 : position + 483]
+    while more not in (b"", b"\0"):
+        start, more = start + BLOCK, data[start + 504 : start + 505]
+    return start
+
+
 def _check_end(data: mmap.mmap, position: int, total: int) -> None:
     """The rest of the file is zeros: a zero block in the middle or a second archive behind is damage."""
     step = 1 << 20
@@ -109,13 +118,19 @@ def _check_end(data: mmap.mmap, position: int, total: int) -> None:
         if chunk != zeros[: len(chunk)]:
             byte = start + len(chunk) - len(chunk.lstrip(b"\0"))
             detail = (
-                f"an end marker at byte {position}, but data after it: a zero block inside, or two tars in one file"
+                f"an end marker at byte {position}, but data after it: a zero block inside, or two tars in one file, "
+                "which `tar --ignore-zeros -x` unpacks"
             )
             raise TarDamageError("data_after_end", byte, detail)
 
 
 def _check_header(header: bytes, position: int) -> None:
-    stored = _number(header[148:156], position, "checksum")
+    try:
+        stored = _number(header[148:156], position, "checksum")
+    except TarDamageError:
+        if position:
+            raise
+        stored = -1  # not a number, so no header at all
     total = sum(header) - sum(header[148:156]) + 8 * 32
     if stored != total and stored != total - 256 * sum(
         byte > 127 for byte in header
@@ -132,9 +147,7 @@ def _number(field: bytes, position: int, what: str) -> int:
     try:
         return int(digits or b"0", 8) if not digits.startswith((b"-", b"+")) and b"_" not in digits else int("x")
     except ValueError:
-        reason = "not_a_tar" if position == 0 and what == "checksum" else "bad_header"
-        detail = f"a header whose {what} is no number: {field!r}"
-        raise TarDamageError(reason, position, detail) from None
+        raise TarDamageError("bad_header", position, f"a header whose {what} is no number: {field!r}") from None
 
 
 def _decimal(text: str, position: int) -> int:
