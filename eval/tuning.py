@@ -24,7 +24,7 @@ from eval.data import Data, DataField, locate, open_data
 from eval.hits import picture_keys
 from eval.prompts import class_names, class_templates
 from eval.tuning_views import ViewFeatures
-from eval.view import View
+from eval.view import Classes, View
 from vlp import config
 from vlp.adapters.descriptions import read_sentences, said_missing
 from vlp.adapters.task import Examples
@@ -162,6 +162,7 @@ class _Pictures:
             train=learned.get("train"),
             validation=learned.get("validation"),
             unlabelled=_examples(pool) if pool is not None else None,
+            unlabelled_label=(lambda: self._pool_labels(pool, names)) if pool is not None else None,
             augment=ViewFeatures(self.encoder, seed=self.seed),
             hashes=prints,
             skips=dict(self.skips),
@@ -193,10 +194,14 @@ class _Pictures:
     def _test_labels(self, names: tuple[str, ...]) -> Tensor:
         """Class of every test picture that could be read, -1 where it has none of the names."""
         view = self.views["test"]
-        found = view.labels(self._labels(names), purpose="scoring")
-        label = torch.full((len(view.image),), -1)
-        label[found.rows] = found.label
-        return label
+        return _spread(view, view.labels(self._labels(names), purpose="scoring"))
+
+    def _pool_labels(self, view: View, names: tuple[str, ...]) -> Tensor:
+        """The same of pictures to learn from without labels; they may have none at all."""
+        try:
+            return _spread(view, view.labels(self._labels(names), purpose="reporting"))
+        except DataError:
+            return torch.full((len(view.image),), -1)
 
     def _text(self, names: tuple[str, ...]) -> Tensor | None:
         """Features of the sentences of every class; one mean a class where classes do not have equally many."""
@@ -211,6 +216,13 @@ class _Pictures:
         if len(set(counts)) == 1:
             return torch.stack(features)
         return normalize(torch.stack([own.mean(dim=0) for own in features]), dim=-1)[:, None]
+
+
+def _spread(view: View, found: Classes) -> Tensor:
+    """Class of every picture of the view, -1 for those without one."""
+    label = torch.full((len(view.image),), -1)
+    label[found.rows] = found.label
+    return label
 
 
 def _examples(view: View, rows: list[int] | None = None, label: Any = None) -> Examples:

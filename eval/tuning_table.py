@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 
 from eval.leaderboard import Format, laid_out
 from eval.tuning_board import METRICS, Board, Column, Difference
+from eval.tuning_labels import labels
 from vlp.tune.transfers import harmonic_mean
 
 HEAD = (
@@ -26,18 +28,24 @@ def as_text(boards: Sequence[Board], how: Format) -> str:
     """All boards, and their mean where several data sets were measured alike; CSV has one line a number."""
     if how == "csv":
         return _lines(boards)
-    parts = [part for board in boards for part in _board_text(board, how)]
-    parts += [part for several in _alike(boards) for part in _average_text(several, how)]
-    used = [f"{sign} {text}" for sign, text in NOTES.items() if any(sign in part for part in parts)]
+    short = labels(boards)
+    parts = [part for board in boards for part in _board_text(board, short, how)]
+    parts += [part for several in _alike(boards) for part in _average_text(several, short, how)]
+    used = [f"{sign} {text}" for sign, text in NOTES.items() if any(_stands(sign, part) for part in parts)]
     return "\n".join([*parts, *([_said("; ".join(used), how)] if used else [])])
 
 
-def _board_text(board: Board, how: Format) -> Iterator[str]:
+def _stands(sign: str, part: str) -> bool:
+    """Whether the sign is there; two stars are what makes a number bold."""
+    return re.search(rf"(?<!\*){re.escape(sign)}(?!\*)", part) is not None
+
+
+def _board_text(board: Board, short: Mapping[str, str], how: Format) -> Iterator[str]:
     several = len({column.metric for column in board.columns}) > 1
     head = ["method", *(_title(column, several) for column in board.columns)]
     rows = []
     for method in board.methods:
-        marked = method + board.marks(method)
+        marked = short[method] + board.marks(method)
         rows.append([marked, *(_cell(board, method, column, how) for column in board.columns)])
     yield _said(f"{board.dataset}, {board.protocol}, {board.model}, %", how)
     yield laid_out(head, rows, how)
@@ -45,10 +53,23 @@ def _board_text(board: Board, how: Format) -> Iterator[str]:
     if base is not None and base.at_chance:
         yield _said("zero-shot is at chance here, so that nothing is said to beat it", how)
     apart = {method: [board.difference(method, column) for column in board.columns] for method in board.methods}
-    rows = [[method, *map(_apart, found)] for method, found in apart.items() if any(found)]
+    rows = [[short[method], *map(_apart, found)] for method, found in apart.items() if any(found)]
     if rows:
         yield _said("less zero-shot on the same pictures, points, 95 % interval", how)
         yield laid_out(head, rows, how)
+    right = {method: [_believed(board, method, column) for column in board.columns] for method in board.methods}
+    rows = [[short[method], *(value or "-" for value in found)] for method, found in right.items() if any(found)]
+    if rows:
+        yield _said("pseudolabels that were right, %", how)
+        yield laid_out(head, rows, how)
+
+
+def _believed(board: Board, method: str, column: Column) -> str | None:
+    """Share of the pseudolabels that were right, mean over seeds; None where there were none."""
+    cell = board.cells.get((method, column))
+    rows = [row.pseudolabels for _, row in cell.runs] if cell is not None else []
+    right = [found["accuracy"] for found in rows if found is not None and found["accuracy"] is not None]
+    return f"{100 * fmean(right):.1f}" if right else None
 
 
 def _cell(board: Board, method: str, column: Column, how: Format) -> str:
@@ -99,7 +120,7 @@ def _alike(boards: Sequence[Board]) -> list[list[Board]]:
     return [several for several in found.values() if len({board.dataset for board in several}) > 1]
 
 
-def _average_text(boards: Sequence[Board], how: Format) -> Iterator[str]:
+def _average_text(boards: Sequence[Board], short: Mapping[str, str], how: Format) -> Iterator[str]:
     """Means over data sets of methods that have them all; H is of the means, and beside it stands the mean of H."""
     columns = [column for column in boards[0].columns if all(column in board.columns for board in boards)]
     means = {
@@ -112,7 +133,7 @@ def _average_text(boards: Sequence[Board], how: Format) -> Iterator[str]:
         head += [f"{_title(column, several)}, mean of sets"] if column.metric == "h" else []
     rows = []
     for method, values in means.items():
-        row, by = [method], dict(zip(columns, values))
+        row, by = [short[method]], dict(zip(columns, values))
         for column, value in by.items():
             if column.metric == "h":
                 halves = [by.get(Column(column.labelled, name)) for name in METRICS["base_to_new"][:2]]

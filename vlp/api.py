@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vlp.adapters import saved
+from vlp.adapters.adapted import AdaptedEncoder, changes_image_tower, class_vectors, folder_hash
 from vlp.adapters.classifier import LinearClassifier
-from vlp.adapters.task import Task
+from vlp.adapters.pseudo_shots import logits_over
+from vlp.adapters.restricted import Restricted
+from vlp.adapters.task import Examples, Task
 from vlp.adapters.zeroshot import ZeroShot
 from vlp.embed import Encoded, Encoder
 from vlp.pictures import Picture
@@ -19,16 +24,25 @@ from vlp.text.templates import checked, checked_names, simple
 from vlp.types import BadSampleError
 
 
-def load(path: str | Path, *, weights: str | Path | None = None, device: str | None = None) -> VLP:
+def load(
+    path: str | Path,
+    *,
+    weights: str | Path | None = None,
+    device: str | None = None,
+    adapter: str | Path | None = None,
+    any_backbone: bool = False,
+) -> VLP:
     """The model at `path`, ready to use; by default on the GPU when there is one.
 
     `path`: a run folder of ours, a folder with an open_clip model, an open_clip model name (with `weights`, its file),
-    or a Hugging Face CLIP or SigLIP folder.
+    or a Hugging Face CLIP or SigLIP folder. adapter: a folder that `vlp tune --out` wrote, refused where it was fitted
+    on another model; `any_backbone` takes one of stored features that do not say which model they are of.
     """
     from vlp.models.pretrained import load as load_dual
 
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return VLP(load_dual(str(path), weights=weights), device=chosen, path=str(path), weights=weights)
+    found = VLP(load_dual(str(path), weights=weights), device=chosen, path=str(path), weights=weights)
+    return found if adapter is None else found.adapted(adapter, any_backbone=any_backbone)
 
 
 class VLP:
@@ -51,18 +65,45 @@ class VLP:
         self.path = path  # where it was loaded from; an index remembers it
         self.weights = str(weights) if weights is not None else None
         self.encoder = Encoder(dual, device=device, batch_size=batch_size, workers=workers, quiet=True)
+        self.plain = self.encoder  # without what an adapter changes in the image tower
+        self.adapter: str | None = None  # folder of the fitted adapter
+        self.fitted: Any = None
+
+    def adapted(self, folder: str | Path, *, any_backbone: bool = False) -> VLP:
+        """This model with a fitted adapter; ValueError where it is of another model, or scores no whole pictures.
+
+        One that changes the image tower changes what pictures and texts are embedded as. Any other leaves that alone,
+        and says what `classify` says.
+        """
+        folder = Path(folder)
+        fitted = saved.load(folder, self.plain, any_backbone=any_backbone)
+        if fitted.needs == "patches":
+            raise ValueError(f"{folder}: a {saved.kind_of(fitted)} scores patches; `vlp eval` with a suite uses it")
+        found = copy(self)
+        found.adapter, found.fitted, found.encoder = str(folder), fitted, self.plain
+        if changes_image_tower(fitted):
+            found.encoder = AdaptedEncoder(self.plain, fitted, hash_=folder_hash(folder))
+        return found
 
     @property
     def weights_hash(self) -> str:
-        """Hash of the weights: features of different hashes do not compare."""
+        """Hash of the weights, and of an adapter that changes them: features of different hashes do not compare."""
         return self.encoder.weights_hash
+
+    def encoder_for(self, *, batch_size: int, workers: int, quiet: bool) -> Encoder:
+        """One that encodes many pictures; ValueError with an adapter that leaves the image tower as it is."""
+        given: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "quiet": quiet}
+        if self.fitted is None:
+            return Encoder(self.dual, device=self.plain.device, **given)
+        return AdaptedEncoder(self.plain, self.fitted, hash_=folder_hash(Path(str(self.adapter))), **given)
 
     def embed_images(self, images: Picture | Iterable[Picture]) -> Float[Tensor, "n D"]:
         """Features of unit norm of paths, bytes or PIL images; one picture alone gives one row."""
         given = _several(images)
-        if not given:
-            return torch.empty(0, 0)
-        found = self.encoder.images(given)
+        return self._embedded(given, self.encoder) if given else torch.empty(0, 0)
+
+    def _embedded(self, given: list[Picture], encoder: Encoder) -> Float[Tensor, "n D"]:
+        found = encoder.images(given)
         if found.skips:
             raise BadSampleError(found.skips[0].reason, _explain(given, found))
         return found.features
@@ -75,6 +116,13 @@ class VLP:
         """Unit-norm mean of each class's prompts, as in CLIP; default: the seven simple templates of open_clip."""
         return self.classifier(names, templates).weight
 
+    def embed_class(self, name: str) -> Float[Tensor, "D"]:
+        """The unit vector that the adapter compares features with for one of its classes; ValueError without one."""
+        if self.fitted is None:
+            raise ValueError(f'class "{name}" is asked of a fitted adapter, and there is none: give its folder')
+        vectors = class_vectors(self.fitted)
+        return vectors[Restricted(self.fitted, [name]).places[0]]
+
     def classifier(self, names: Sequence[str], templates: Sequence[str] | None = None) -> LinearClassifier:
         """The zero-shot classifier of the classes, over features, at the model's own temperature."""
         if isinstance(names, str):
@@ -85,20 +133,43 @@ class VLP:
     def classify(
         self,
         images: Picture | Iterable[Picture],
-        names: Sequence[str],
+        names: Sequence[str] | None = None,
         templates: Sequence[str] | None = None,
         *,
         top: int | None = 5,
     ) -> list[dict[str, float]]:
-        """Probabilities of each picture's `top` classes (None: all), highest first; over all names they sum to 1."""
-        classifier = self.classifier(names, templates)
+        """Probabilities of each picture's `top` classes (None: all), highest first; over all names they sum to 1.
+
+        names: of any classes; with an adapter of those it was fitted to (None: all), and templates are its own.
+        """
+        classifier = self._classifier(names, templates)
         classes = classifier.names
         count = len(classes) if top is None else min(max(top, 1), len(classes))
-        best = classifier(self.embed_images(images)).double().softmax(-1).topk(count, dim=-1)
+        best = self._logits(classifier, _several(images)).double().softmax(-1).topk(count, dim=-1)
         return [
             {classes[place]: value for place, value in zip(places, values, strict=True)}
             for places, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ]
+
+    def _classifier(self, names: Sequence[str] | None, templates: Sequence[str] | None) -> Any:
+        """The fitted one, over these of its names; without an adapter the zero-shot one."""
+        if self.fitted is None:
+            if names is None:
+                raise ValueError("which classes? give names, or a model with a fitted adapter")
+            return self.classifier(names, templates)
+        if templates is not None:
+            raise ValueError(
+                f"{self.adapter}: a fitted adapter has the prompts it was fitted with; leave templates out"
+            )
+        return self.fitted if names is None else Restricted(self.fitted, checked_names(names))
+
+    def _logits(self, classifier: Any, images: list[Picture]) -> Float[Tensor, "n C"]:
+        if not images:
+            return torch.empty(0, len(classifier.names))
+        if classifier.needs == "features":
+            logits: Tensor = classifier(self._embedded(images, self.plain))
+            return logits
+        return logits_over(classifier, self.plain, Examples(torch.empty(len(images), 0), pictures=images), who="vlp")
 
     def similarity(self, images: Picture | Iterable[Picture], texts: str | Sequence[str]) -> Float[Tensor, "n m"]:
         """Cosine of every picture with every text."""

@@ -169,12 +169,13 @@ class Encoder:
 
     def _encode_images(self, pictures: Pictures) -> Encoded:
         rows = list[Tensor]()
-        kept, skips = self._over_pictures(
-            pictures, lambda _, image: rows.append(self._finish(self.dual.encode_image(image)))
-        )
+        kept, skips = self._over_pictures(pictures, lambda _, image: rows.append(self._finish(self._image(image))))
         shares = dist.gather_object((torch.cat(rows) if rows else None, kept, skips))
         whole = _in_order([(share[0], share[1]) for share in shares])
         return Encoded(*whole, self._told([skip for share in shares for skip in share[2]], pictures))
+
+    def _image(self, image: Tensor) -> Tensor:
+        return torch.as_tensor(self.dual.encode_image(image))
 
     def _over_pictures(
         self, pictures: Pictures, take: Callable[[list[int], Tensor], None]
@@ -223,8 +224,7 @@ class Encoder:
             for batch, features in self._shared(ids) if self._shares() else self._whole(ids):
                 rows.append(self._finish(features))
                 places += batch
-        shares = dist.gather_object((torch.cat(rows) if rows else None, places))
-        features, _ = _in_order(shares)
+        features, _ = _in_order(dist.gather_object((torch.cat(rows) if rows else None, places)))
         return features[[unique[text] for text in texts]]
 
     def _shares(self) -> bool:

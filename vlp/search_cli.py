@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Use a model: features, classes, search.", no_args_is_help=True)
 
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda when there is one")]
+Fitted = Annotated[Path | None, typer.Option("--adapter", help="folder that `vlp tune --out` wrote")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON instead of a table")]
 Weights = Annotated[Path | None, typer.Option(help="weights file, when the model is an open_clip name")]
 
@@ -26,20 +27,25 @@ def embed_command(
     data: Annotated[str, typer.Argument(help="shards (glob, braces, folder), folder of pictures, or CSV")],
     out: Annotated[Path, typer.Option(help="folder of the index")],
     weights: Weights = None,
+    adapter: Fitted = None,
     batch_size: Annotated[int, typer.Option(help="pictures encoded at once")] = 64,
     workers: Annotated[int, typer.Option(help="processes that decode")] = 0,
     dtype: Annotated[str, typer.Option(help="fp32, or fp16 for half the size")] = "fp32",
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Encode the pictures of DATA once and write a search index: features, keys, captions, thumbnails."""
+    """Encode the pictures of DATA once and write a search index: features, keys, captions, thumbnails.
+
+    With --adapter they are features of the image tower as the adapter changed it; one that changes nothing there (a
+    probe, a cache, learned words) is refused: embed without it, and give it to `vlp search` and `vlp classify`.
+    """
     from vlp.api import load
     from vlp.search import build_index
 
     if dtype not in ("fp32", "fp16"):
         raise typer.BadParameter(f"{dtype} is neither fp32 nor fp16", param_hint="--dtype")
     precision: Literal["fp32", "fp16"] = "fp16" if dtype == "fp16" else "fp32"
-    chosen = load(model, weights=weights, device=device)
+    chosen = load(model, weights=weights, device=device, adapter=adapter)
     index = build_index(chosen, data, out, batch_size=batch_size, workers=workers, dtype=precision)
     if as_json:
         return typer.echo(json.dumps({"index": str(out), **index.about.model_dump(by_alias=True)}, ensure_ascii=False))
@@ -51,23 +57,29 @@ def embed_command(
 @app.command("classify")
 def classify_command(
     images: Annotated[list[Path], typer.Argument(help="pictures")],
-    names: Annotated[str, typer.Option(help="class names with commas between, or a file of them, one a line")],
+    names: Annotated[
+        str | None, typer.Option(help="class names with commas between, or a file of them; default: the adapter's")
+    ] = None,
     model: Annotated[
         str | None, typer.Option(envvar="VLP_MODEL", help="run folder or other model (or VLP_MODEL)")
     ] = None,
     templates: Annotated[
-        str, typer.Option(help='set of templates (simple, openai_imagenet, ...) or one like "a {}"')
-    ] = "simple",
+        str | None, typer.Option(help='set of templates (simple, openai_imagenet, ...) or one like "a {}"')
+    ] = None,
+    adapter: Fitted = None,
     top: Annotated[int, typer.Option(help="classes shown of each picture")] = 5,
     weights: Weights = None,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Zero-shot classes of pictures: which of the names fits, with probabilities."""
+    """Classes of pictures with probabilities: zero-shot among the names, or what a fitted adapter says."""
     from vlp.api import load
 
-    chosen = load(_named(model), weights=weights, device=device)
-    results = chosen.classify(images, _names(names), _templates(templates), top=top)
+    if names is None and adapter is None:
+        raise typer.BadParameter("which classes? give them, or an --adapter", param_hint="--names")
+    chosen = load(_named(model), weights=weights, device=device, adapter=adapter)
+    words = None if templates is None else _templates(templates)
+    results = chosen.classify(images, None if names is None else _names(names), words, top=top)
     if as_json:
         rows = [{"image": str(image), "classes": result} for image, result in zip(images, results, strict=True)]
         return typer.echo(json.dumps(rows, ensure_ascii=False))
@@ -83,24 +95,32 @@ def search_command(
     index: Annotated[Path, typer.Argument(help="folder that `vlp embed` wrote")],
     words: Annotated[str | None, typer.Argument(help="what to look for, in words")] = None,
     image: Annotated[Path | None, typer.Option(help="what to look for, as a picture; with words: both")] = None,
+    name: Annotated[str | None, typer.Option("--class", help="what to look for, as a class of the adapter")] = None,
     top: Annotated[int, typer.Option(min=1, help="pictures found")] = 20,
     out: Annotated[Path | None, typer.Option(help="contact sheet; default: search.html in the index")] = None,
     text_weight: Annotated[float, typer.Option(help="weight of the words beside a picture")] = 1.0,
     image_weight: Annotated[float, typer.Option(help="weight of the picture beside words")] = 1.0,
     model: Annotated[str | None, typer.Option(help="the model, if it is no longer where the index says")] = None,
     weights: Weights = None,
+    adapter: Fitted = None,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find pictures by words, by a picture, or by both; writes a contact sheet as HTML."""
+    """Find pictures by words, by a picture, by a class of a fitted adapter, or several; writes a contact sheet as HTML.
+
+    An index that was made with an adapter is searched with it; one of the plain model takes an --adapter that changes
+    nothing in the image tower.
+    """
     from vlp.api import load
     from vlp.search import Index, Query, contact_sheet
 
-    if words is None and image is None:
-        raise typer.BadParameter("give words, --image FILE, or both", param_hint="WORDS")
-    given = load(model, weights=weights, device=device) if model else None
+    if words is None and image is None and name is None:
+        raise typer.BadParameter("give words, --image FILE, --class NAME, or several", param_hint="WORDS")
+    given = load(model, weights=weights, device=device, adapter=adapter) if model else None
     opened = Index.open(index, model=given)
-    query = Query(words, image, (text_weight, image_weight))
+    if adapter is not None and not model:
+        opened = opened.adapted(adapter)
+    query = Query(words, image, (text_weight, image_weight), name)
     hits = opened.nearest(query.feature(opened.model), top=top)
     note = f"Searched {len(opened)} pictures of {'/'.join(Path(opened.about.data).parts[-2:])}."
     sheet = contact_sheet(hits, query, out or index / "search.html", note=note)

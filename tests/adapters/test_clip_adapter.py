@@ -93,3 +93,14 @@ def test_other_classes_get_the_same_adapter(tmp_path):
     assert (back.names, back.about, back.needs) == (old.names, old.about, "features")
     with pytest.raises(ValueError, match="ClipAdapter needs labelled pictures"):
         part.fit(ENCODER, replace(task, support=None))
+
+
+def test_a_rate_meant_for_clips_scale_is_made_fit_for_the_models():
+    task, held = blobs(noise=0.5, shots=4)
+    own = ClipAdapter(epochs=6, warm_lr=0.002).fit(ENCODER, task)  # of scale 20
+    plain = ClipAdapter(epochs=6, lr=0.002 * 25, warm_lr=0.002 * 25, lr_for=None).fit(ENCODER, task)
+    torch.testing.assert_close(own(held.image), plain(held.image), atol=1e-5, rtol=1e-5)
+    assert own.about["rate_factor"] == pytest.approx(25)
+    assert "rate_factor" not in plain.about
+    still = ClipAdapter(epochs=6, warm_lr=0.002, lr_for=20.0).fit(ENCODER, task)
+    assert not torch.allclose(own(held.image), still(held.image), atol=1e-3)

@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 from tests.adapters.blobs import ENCODER, accuracy, blobs
 from vlp.adapters.adapter import class_weights
 from vlp.adapters.assignment import assign
-from vlp.adapters.dirichlet import EPS, log_density, maximise, mm_step
+from vlp.adapters.dirichlet import EPS, RATE, by_mm, by_newton, log_density, mm_step
 from vlp.adapters.em_dirichlet import DirichletClassifier, EmDirichlet
 from vlp.adapters.task import Examples, Task
 from vlp.adapters.zeroshot import ZeroShot
@@ -40,7 +40,7 @@ def test_mm_steps_never_lower_the_likelihood_and_find_the_parameters():
         reached = float(log_density(mean_log, found).sum())
         assert reached >= last - 1e-12
         found, last = mm_step(found, mean_log), reached
-    found = maximise(found, mean_log, steps=1000)
+    found = by_mm(found, mean_log, steps=1000)
     torch.testing.assert_close(found[0], alpha, rtol=0.05, atol=0)
     at_rest = torch.digamma(found) - torch.digamma(found.sum(dim=1, keepdim=True))
     torch.testing.assert_close(at_rest, mean_log, atol=1e-3, rtol=0)
@@ -59,16 +59,22 @@ def test_a_step_is_the_formula_also_for_tiny_parameters():
         assert float(mm_step(alpha, mean_log)[k, j]) == pytest.approx(want, rel=1e-7)
 
 
-def test_the_gradient_of_the_parameters_is_that_of_the_maximum():
-    alpha = random_alpha(2, 4, seed=2)
-    mean_log = torch.digamma(alpha) - torch.digamma(alpha.sum(dim=1, keepdim=True))
-    assert torch.autograd.gradcheck(
-        lambda y: maximise(alpha, y, steps=1000), mean_log.requires_grad_(), eps=1e-4, atol=1e-2, rtol=1e-2
-    )
-    start, one = alpha.clone().requires_grad_(), random_alpha(2, 4, seed=3)
-    wanted = torch.autograd.grad((mm_step(start, mean_log.detach() - 0.5) * one).sum(), start)[0]
-    got = torch.autograd.grad((maximise(start, mean_log.detach() - 0.5, steps=1) * one).sum(), start)[0]
-    torch.testing.assert_close(got, wanted)
+@pytest.mark.parametrize("scale", [0.05, 1.0, 50.0, 3000.0])
+def test_newton_finds_the_maximum_from_anywhere_and_with_its_gradient(scale):
+    rng = torch.Generator().manual_seed(0)
+    alpha = scale * torch.rand(6, 7, dtype=torch.float64, generator=rng) + 0.01
+    mean_log = torch.digamma(alpha) - torch.digamma(alpha.sum(dim=1, keepdim=True)) + RATE  # which the prior takes off
+    for first in (1e-3, 1.0, 1e4):
+        found = by_newton(torch.full_like(alpha, first), mean_log)
+        torch.testing.assert_close(found, alpha, rtol=1e-5, atol=0)
+    small = mean_log[:2].clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda y: by_newton(alpha[:2], y), small, eps=1e-5, atol=1e-3, rtol=1e-3)
+
+
+def test_the_parameters_of_one_picture_are_finite():
+    z = torch.full((1, 5), 0.2, dtype=torch.float64)
+    found = by_newton(torch.ones_like(z), z.log())
+    assert float(found.sum()) == pytest.approx((5 - 1) / (2 * RATE), rel=0.01)
 
 
 def by_loops(task, query, *, temperature=30.0):

@@ -32,7 +32,8 @@ class ClipAdapter(Tuner):
     W1 is [D / reduction, D], without biases. `ratio` r is .2 as in the released code; None: chosen among 0, .2, ... 1
     on validation, else by cross-validation in the support, at six trainings a fold (with neither, .2). `text_ratio`
     adapts the class weights likewise, by a network of their own. f has unit norm before A too, theirs only after. SGD
-    with the epochs of CoOp, in whose loop the released code runs; the epochs see features of augmented copies.
+    with the epochs of CoOp, in whose loop the released code runs; the epochs see features of augmented copies. The rate
+    is CLIP's, for a scale of 100, and made fit for the model's own (`lr_for`).
     """
 
     wants: ClassVar[tuple[Given, ...]] = ("support",)
@@ -41,6 +42,7 @@ class ClipAdapter(Tuner):
     ratio: float | None = Field(UNCHOSEN, ge=0, le=1)
     text_ratio: float = Field(0.0, ge=0, le=1)
     reduction: int = Field(4, ge=1)
+    lr_for: float | None = Field(100.0, gt=0)
 
     def usual_epochs(self, shots: int) -> int:
         """As CoOp: 50 of one shot, 100 of up to 4, 200 of more."""
@@ -98,7 +100,10 @@ class ClipAdapter(Tuner):
         made = Bottlenecks([Bottleneck(width, max(1, width // self.reduction), one, rng) for one in ratios])
         if not any(ratios):
             return made, {"epochs": 0, "steps": 0}
-        own, device = feature_shots(support, size=self.batch, seed=seed, device=text.device), _Stored(text.device)
+        own, device = (
+            feature_shots(support, size=self.batch, seed=seed, device=text.device),
+            _Stored(text.device, scale),
+        )
         found = self.tune(
             device,
             made,
@@ -114,6 +119,7 @@ class _Stored(NamedTuple):
     """Where features are trained on: as stored, whatever precision made them."""
 
     device: torch.device
+    scale: float
     precision: str = "fp32"
     quiet: bool = True
 

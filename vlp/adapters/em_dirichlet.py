@@ -16,7 +16,7 @@ from vlp.adapters.adapter import Adapter, Given, class_weights
 from vlp.adapters.archive import read, write
 from vlp.adapters.assignment import assign
 from vlp.adapters.classifier import LinearClassifier
-from vlp.adapters.dirichlet import Labelled, labelled, log_density, log_features, log_shares, m_step
+from vlp.adapters.dirichlet import EPS, Labelled, by_mm, labelled, log_density, log_features, log_shares, sums
 from vlp.adapters.task import Task
 
 
@@ -76,7 +76,9 @@ class EmDirichlet(Adapter):
         alpha = torch.ones(classes, classes, dtype=log_z.dtype)
         prior = torch.zeros(classes, dtype=log_z.dtype)
         for _ in range(self.steps):
-            alpha = m_step(alpha, share, log_z, known, steps=self.mm_steps)
+            mass, log_sum = sums(share, log_z, known)
+            full = mass > EPS  # an empty cluster keeps its parameters
+            alpha[full] = by_mm(alpha[full], log_sum[full] / mass[full][:, None], steps=self.mm_steps)
             prior = penalty * log_shares(share, count)
             share = (log_density(log_z, alpha) + prior).softmax(dim=1)
         return alpha, prior, share

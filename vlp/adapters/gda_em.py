@@ -12,6 +12,7 @@ from torch import Tensor
 from vlp.adapters.adapter import Adapter, Given, class_weights
 from vlp.adapters.classifier import LinearClassifier
 from vlp.adapters.gaussian import blend, discriminant, scatter_of, shrunk, uniform
+from vlp.adapters.pseudo_shots import PseudoLabels
 from vlp.adapters.task import Task
 
 
@@ -32,7 +33,8 @@ class GdaEm(Adapter):
 
     def fit(self, encoder: Any, task: Task) -> LinearClassifier:
         """A linear classifier with words and Gaussians added up; after 0 steps the words alone."""
-        features = self.given(task, "unlabelled").image.double()
+        pool = self.given(task, "unlabelled")
+        features = pool.image.double()
         text = class_weights(encoder, task)
         words = encoder.scale * features @ text.double().T
         gaussian = (torch.zeros_like(text, dtype=torch.float64), torch.zeros(len(text), dtype=torch.float64))
@@ -41,6 +43,7 @@ class GdaEm(Adapter):
         for _ in range(self.steps if self.alpha else 0):
             gamma = (words + self.alpha * (features @ gaussian[0].T + gaussian[1])).softmax(dim=1)
             mean, gaussian = self._maximise(features, gamma, mean, whole)
+        label = (words + self.alpha * (features @ gaussian[0].T + gaussian[1])).argmax(dim=1)
         return LinearClassifier(
             **blend(text, gaussian, scale=encoder.scale, alpha=self.alpha),
             names=task.names,
@@ -49,6 +52,7 @@ class GdaEm(Adapter):
                 "adapter": "gda_em",
                 "settings": self.model_dump(mode="json"),
                 "selection": {"split": "none", "n": len(features)},
+                "pseudolabels": PseudoLabels(torch.arange(len(pool)), label).record(pool, task.names),
             },
         )
 

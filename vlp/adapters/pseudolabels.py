@@ -23,6 +23,14 @@ class PerClass(NamedTuple):
     precision: Float[Tensor, "C"]
 
 
+class Counted(NamedTuple):
+    """Of every class: pictures that are of it, pseudolabels of it, and how many of these are right."""
+
+    pictures: Int[Tensor, "C"]
+    given: Int[Tensor, "C"]
+    right: Int[Tensor, "C"]
+
+
 class RobinHood(NamedTuple):
     """Mean change of accuracy of the classes that were poor before, and of the rich; `gap` is poor - rich."""
 
@@ -38,13 +46,25 @@ def per_class(pseudo: Int[Tensor, "n"], label: Int[Tensor, "n"], *, classes: int
     for what, own, least in (("pseudolabels", pseudo, NONE), ("labels", label, 0)):
         if len(own) and not least <= int(own.min()) <= int(own.max()) < classes:
             raise ValueError(f"{what} must lie in {least}..{classes - 1}")
-    given = pseudo != NONE
-    support = label.bincount(minlength=classes)
-    right = label[pseudo == label].bincount(minlength=classes).double()
+    given = torch.where(pseudo != NONE)[0]
+    found = counted(given, pseudo[given], label, classes=classes)
+    right, support = found.right.double(), found.pictures
     labelled = label[given].bincount(minlength=classes)
-    return PerClass(
-        support, labelled / support.double(), right / support, right / pseudo[given].bincount(minlength=classes)
-    )
+    return PerClass(support, labelled / support.double(), right / support, right / found.given)
+
+
+def counted(rows: Int[Tensor, "m"], pseudo: Int[Tensor, "m"], label: Int[Tensor, "n"], *, classes: int) -> Counted:
+    """Pseudolabels of the pictures in `rows`, some of them several times, against the true labels of all n.
+
+    A label of -1 is not known, and what was given to such a picture does not count; one beyond C is of no class here.
+    """
+    if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(label):
+        raise ValueError(f"pseudolabels of picture {int(rows.max())}, but there are labels of {len(label)} pictures")
+    known = label[rows] >= 0
+    pseudo, true = pseudo[known], label[rows][known]
+    own = label[(label >= 0) & (label < classes)]
+    tensors = (own, pseudo, pseudo[pseudo == true])
+    return Counted(*(one.bincount(minlength=classes) for one in tensors))
 
 
 def robin_hood(

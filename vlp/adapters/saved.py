@@ -9,6 +9,7 @@ from typing import Any
 
 from vlp.adapters import ADAPTERS, CLASSIFIERS
 from vlp.adapters.adapter import Adapter
+from vlp.adapters.dense_task import DENSE_ADAPTERS, DenseAdapter
 from vlp.adapters.restricted import Restricted
 from vlp.adapters.task import Task
 
@@ -29,10 +30,12 @@ class Saved(Adapter):
     def fit(self, encoder: Any, task: Task) -> Any:
         """The classifier, over the task's names; ValueError where it is of another model or of other classes."""
         found = load(Path(self.folder), encoder, any_backbone=self.any_backbone)
+        if found.needs == "patches":
+            raise ValueError(f"{self.folder}: a {kind_of(found)} scores patches, and here pictures are classified")
         return found if tuple(found.names) == tuple(task.names) else Restricted(found, task.names)
 
 
-def save(classifier: Any, folder: Path, *, adapter: Adapter, encoder: Any) -> None:
+def save(classifier: Any, folder: Path, *, adapter: Adapter | DenseAdapter, encoder: Any) -> None:
     """Writes the classifier's own files and adapter.json: kind, hash of the weights, classes, settings, selection."""
     kind = kind_of(classifier)
     classifier.save(folder)
@@ -42,7 +45,7 @@ def save(classifier: Any, folder: Path, *, adapter: Adapter, encoder: Any) -> No
         "weights_hash": encoder.weights_hash,
         "needs": classifier.needs,
         "classes": list(classifier.names),
-        "adapter": ADAPTERS.dump(adapter),
+        "adapter": (ADAPTERS if isinstance(adapter, Adapter) else DENSE_ADAPTERS).dump(adapter),
         "selection": classifier.about.get("selection", {"split": "none"}),
     }
     text = json.dumps(about, indent=1, ensure_ascii=False)

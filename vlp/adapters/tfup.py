@@ -15,6 +15,7 @@ from torch.nn.functional import one_hot
 from vlp.adapters.adapter import Adapter, Given, class_weights
 from vlp.adapters.archive import read, write
 from vlp.adapters.classifier import LinearClassifier
+from vlp.adapters.pseudo_shots import PseudoLabels
 from vlp.adapters.task import Task
 
 TEMPERATURE = 10.0  # of the probabilities that select and compare; 100 would leave nothing to compare
@@ -53,9 +54,10 @@ class Tfup(Adapter):
             "settings": self.model_dump(mode="json"),
             "selection": {"split": "none", "n": len(pool), "shots": rows.shape[1]},
         }
-        zeroshot = LinearClassifier(text, names=task.names, scale=encoder.scale, about=about)
         label = torch.arange(len(text)).repeat_interleave(rows.shape[1])
         found = rows.flatten()
+        about["pseudolabels"] = PseudoLabels(found, label).record(pool, task.names)
+        zeroshot = LinearClassifier(text, names=task.names, scale=encoder.scale, about=about)
         return TfupClassifier(zeroshot, pool.image[found], label, row=found, alpha=self.alpha, beta=self.beta)
 
 

@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy, normalize
 from vlp.adapters.archive import read, write
 from vlp.adapters.classifier import LinearClassifier
 from vlp.adapters.clip_adapter import Bottleneck
+from vlp.adapters.pseudo_shots import PseudoLabels
 from vlp.adapters.task import Examples, Task
 from vlp.adapters.tfup import Tfup, TfupClassifier, cache_logits, log_probabilities, typical
 from vlp.metrics.accuracy import Accuracy
@@ -71,7 +72,9 @@ class TfupT(Tfup):
             raise ValueError("protocol: paper keeps the epoch that is best on test pictures, and this task holds none")
         rng = torch.Generator().manual_seed(task.seed)
         model = Adapted(self, zeroshot.weight, encoder.scale, rng)
-        found, chosen = self._kept(model, self._train(model, teacher, pool, rng), task)
+        lessons = _Lessons(self, model, teacher, pool, rng)
+        about["pseudolabels"] = PseudoLabels(lessons.row, lessons.label).record(pool, task.names)
+        found, chosen = self._kept(model, self._train(model, lessons, rng), task)
         about["selection"] |= chosen
         linear = LinearClassifier(found.weight(), names=task.names, scale=encoder.scale, about=about)
         return TfupTClassifier(linear, found.image)
@@ -88,10 +91,9 @@ class TfupT(Tfup):
                     chosen = {"split": "test", "candidates": self.epochs, "epoch": epoch + 1, "acc1": reached}
         return found.requires_grad_(False), chosen
 
-    def _train(self, model: Adapted, teacher: TfupClassifier, pool: Examples, rng: torch.Generator) -> Iterator[int]:
+    def _train(self, model: Adapted, lessons: _Lessons, rng: torch.Generator) -> Iterator[int]:
         """Moves the parameters; says when an epoch, from 0, is over."""
-        lessons = _Lessons(self, model, teacher, pool, rng)
-        counts = [len(lessons.row) if epoch < self.warmup else len(pool) for epoch in range(self.epochs)]
+        counts = [len(lessons.row) if epoch < self.warmup else len(lessons.pool) for epoch in range(self.epochs)]
         total, step = sum(-(-count // self.batch) for count in counts), 0
         optimizer = torch.optim.AdamW(model.parameters(), lr=self.lr, eps=self.eps, weight_decay=self.weight_decay)
         for epoch, count in enumerate(counts):

@@ -55,11 +55,15 @@ class TunedClassifier:
 
     def __call__(self, inputs: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B C"]:
         """Logits of pictures, on the CPU."""
+        return self.scale * self.features(inputs) @ self.state[HEAD].cpu().T  # all at once, as zero-shot
+
+    def features(self, pictures: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
+        """Unit features of pictures by the tuned tower, on the CPU."""
         encoder, rows = self.encoder, []
         with torch.inference_mode(), in_mode(encoder.dual, training=False):
-            for batch in inputs.split(encoder.batch_size):
+            for batch in pictures.split(encoder.batch_size):
                 rows.append(features_and_weights(encoder, self.state, batch.to(encoder.device))[0].cpu())
-        return self.scale * torch.cat(rows) @ self.state[HEAD].cpu().T  # all at once and in this order, as zero-shot
+        return torch.cat(rows)
 
     def save(self, folder: Path) -> None:
         """Writes the tensors as safetensors and the rest, with the hash of the backbone, as JSON."""

@@ -24,6 +24,9 @@ class Tuner(Adapter):
     The first epoch runs at the constant `warm_lr`, epoch e of E (from 0) at lr (1 + cos(pi (e - 1) / E)) / 2, which is
     what the released loops do: warm-up does not shift the cosine, and its end is never reached. `epochs`: None is the
     paper's number for that many shots. The last batch of an epoch stays, where released loops drop what does not fill.
+    `lr_for`: the scale of logits that the rates are meant for, 100 in papers about CLIP. With a model of scale s they
+    are multiplied by (lr_for / s)^2, since a gradient has one factor s and what its step does to logits another; None:
+    rates are as they stand.
     """
 
     lr: float = Field(0.002, gt=0)
@@ -32,6 +35,7 @@ class Tuner(Adapter):
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(5e-4, ge=0)
     warm_lr: float = Field(1e-5, gt=0)
+    lr_for: float | None = Field(None, gt=0)
 
     def usual_epochs(self, shots: int) -> int:
         """The paper's number of epochs for the largest number of pictures a class has."""
@@ -63,11 +67,12 @@ class Tuner(Adapter):
             learned.parameters(), lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
         )
         scaler = torch.amp.GradScaler(encoder.device.type, enabled=encoder.precision == "fp16")
+        factor = 1.0 if self.lr_for is None else (self.lr_for / encoder.scale) ** 2
         mean, steps = math.nan, 0
         name = type(self).__name__
         for epoch in progress(range(epochs), total=epochs, size=lambda _: 1, what=name, quiet=encoder.quiet):
             for group in optimizer.param_groups:
-                group["lr"] = self.rate(epoch, epochs)
+                group["lr"] = factor * self.rate(epoch, epochs)
             values = []
             for batch in shots(epoch):
                 optimizer.zero_grad()
@@ -82,7 +87,8 @@ class Tuner(Adapter):
                 raise ValueError(f"{name}: the loss was {mean} in epoch {epoch + 1}; try a smaller lr than {self.lr}")
             if after_epoch is not None:
                 after_epoch(epoch)
-        return {"epochs": epochs, "steps": steps, **({"loss": mean} if steps else {})}
+        scaled = {} if self.lr_for is None else {"rate_factor": factor}
+        return {"epochs": epochs, "steps": steps, **scaled, **({"loss": mean} if steps else {})}
 
     def about(self, encoder: Any, task: Task, **more: Any) -> dict[str, Any]:
         """What a saved classifier says of itself: adapter, settings, backbone, and that nothing was chosen."""

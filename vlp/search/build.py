@@ -15,7 +15,6 @@ from safetensors.torch import save
 from vlp.api import VLP
 from vlp.data import open_records
 from vlp.data.stages import Captions, Fields
-from vlp.embed import Encoder
 from vlp.pictures import read_picture
 from vlp.progress import progress
 from vlp.report.thumbnail import thumbnail
@@ -44,7 +43,7 @@ def build_index(
     out = Path(out)
     _refuse_other(out)
     records = open_records(as_spec(source) if isinstance(source, str | Path) else source)
-    encoder = Encoder(model.dual, device=model.encoder.device, batch_size=batch_size, workers=workers, quiet=quiet)
+    encoder = model.encoder_for(batch_size=batch_size, workers=workers, quiet=quiet)
     found = encoder.images(records)  # type: ignore[arg-type]
     if not found.kept:
         raise SearchError(f"{source}: none of its {len(records)} pictures could be read: {found.reasons()}")
@@ -54,6 +53,7 @@ def build_index(
     about = About(
         model=_portable(model.path, out),
         weights=model.weights,
+        adapter=_portable(model.adapter, out) if model.adapter is not None else None,
         weights_hash=model.weights_hash,
         transform=repr(model.dual.transform),
         data=str(source),

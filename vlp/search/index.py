@@ -42,6 +42,7 @@ class About(BaseModel):
     schema_: int = Field(SCHEMA, alias="schema")
     model: str  # a path as seen from the index, or a name
     weights: str | None = None
+    adapter: str | None = None  # folder of a fitted adapter that changed the image tower, as `model`
     weights_hash: str
     transform: str
     data: str
@@ -67,16 +68,24 @@ class Query(NamedTuple):
     text: str | None = None
     image: Picture = None
     weights: tuple[float, float] = (1.0, 1.0)  # of the text, of the picture
+    name: str | None = None  # a class of the model's fitted adapter, with the weight of the text
+
+    @property
+    def words(self) -> list[str]:
+        """What is said of it: the text, the class."""
+        return [word for word in (self.text, self.name) if word]
 
     def feature(self, model: VLP) -> Float[Tensor, "D"]:
         """The unit feature of the query; SearchError when there is nothing in it."""
         parts = []
         if self.text is not None and self.text.strip():
             parts.append((self.weights[0], model.embed_texts([self.text])[0]))
+        if self.name is not None:
+            parts.append((self.weights[0], model.embed_class(self.name)))
         if self.image is not None:
             parts.append((self.weights[1], model.embed_images([self.image])[0]))
         if not parts:
-            raise SearchError("an empty query; give words, a picture, or both")
+            raise SearchError("an empty query; give words, a class, a picture, or several")
         if len(parts) == 1:  # weights mean something only between two
             return normalize(parts[0][1], dim=-1)
         return combine([feature for _, feature in parts], [weight for weight, _ in parts])
@@ -116,6 +125,12 @@ class Index:
             opened.check(given)
         return opened
 
+    def adapted(self, adapter: str | Path) -> Index:
+        """The same with a fitted adapter on its model; SearchError where that changes features of pictures."""
+        model = self.model.adapted(adapter)
+        self.check(model)
+        return Index(self.folder, self.about, self.features, model=model)
+
     def __len__(self) -> int:
         return self.about.count
 
@@ -124,10 +139,10 @@ class Index:
         """The model that made the index, loaded from where it was and checked."""
         if self._given is not None:
             return self._given
-        beside = self.folder.resolve() / self.about.model
-        path = os.path.normpath(beside) if beside.exists() else self.about.model
+        path = self._place(self.about.model)
+        adapter = self._place(self.about.adapter) if self.about.adapter is not None else None
         try:
-            model = load(path, weights=self.about.weights)
+            model = load(path, weights=self.about.weights, adapter=adapter)
         except (OSError, ValueError) as error:
             raise SearchError(
                 f"{self.folder}: its model {path} cannot be loaded ({error}); name it with --model"
@@ -135,9 +150,16 @@ class Index:
         self.check(model)
         return model
 
+    def _place(self, path: str) -> str:
+        """A path as seen from the index, where there is something; else what was said."""
+        beside = self.folder.resolve() / path
+        return os.path.normpath(beside) if beside.exists() else path
+
     def check(self, model: VLP) -> None:
-        """SearchError unless the model has the weights and the transform that made the features."""
-        remedy = f"make the index again: vlp embed {model.path or 'MODEL'} {self.about.data} --out {self.folder}"
+        """SearchError unless the model has the weights, the adapter and the transform that made the features."""
+        with_ = f" --adapter {model.adapter}" if model.encoder is not model.plain else ""
+        made = f"vlp embed {model.path or 'MODEL'} {self.about.data} --out {self.folder}{with_}"
+        remedy = f"make the index again: {made}"
         if model.weights_hash != self.about.weights_hash:
             raise SearchError(
                 f"{self.folder} was made with weights {self.about.weights_hash}, but {model.path or 'this model'} has "

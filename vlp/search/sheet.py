@@ -20,7 +20,9 @@ def contact_sheet(hits: Sequence[Hit], query: Query | str, out: str | Path, *, n
     out.parent.mkdir(parents=True, exist_ok=True)
     found = f"{figure(len(hits))} nearest pictures, best first; the score is the cosine with the query. {note}".strip()
     grid = tag("div", *(_card(rank, hit) for rank, hit in enumerate(hits, start=1)), class_="sheet")
-    page = document(f"Search: {asked.text or 'a picture'}", _header(asked), tag("p", found, class_="note"), grid)
+    page = document(
+        f"Search: {' '.join(asked.words) or 'a picture'}", _header(asked), tag("p", found, class_="note"), grid
+    )
     out.write_text(page, encoding="utf-8")
     return out
 
@@ -31,8 +33,9 @@ def _header(query: Query) -> Html:
         small = thumbnail(read_picture(query.image), LEAD)
         picture = embedded(small, alt="the query's picture", least=LEAD) if small else None
     title = "this picture"
-    if query.text:
-        title = f"\N{LEFT DOUBLE QUOTATION MARK}{query.text}\N{RIGHT DOUBLE QUOTATION MARK}"
+    if query.words:
+        quoted = [f"\N{LEFT DOUBLE QUOTATION MARK}{word}\N{RIGHT DOUBLE QUOTATION MARK}" for word in query.words]
+        title = ", ".join(quoted)
         if query.image is not None:
             weights = f"words {query.weights[0]:g} to picture {query.weights[1]:g}"
             balance = tag("p", f"and this picture, {weights}", class_="sub")

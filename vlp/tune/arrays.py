@@ -75,17 +75,17 @@ class Arrays:
                 self.fault(name, f"{int(bad.sum())} of {bad.numel()} rows are {said}, first {first}; leave them out")
         return normalize(rows, dim=-1).float()
 
-    def labels(self, name: str, *, count: int, classes: int) -> Int[Tensor, "n"]:
-        """Class of each picture."""
+    def labels(self, name: str, *, count: int, classes: int, least: int = 0) -> Int[Tensor, "n"]:
+        """Class of each picture, not below `least`."""
         found = self.array(name)
         if found.dtype.kind not in "iu" or found.shape != (count,):
             self.fault(
                 name, f"{found.dtype} of shape {list(found.shape)}; wanted integers of shape [{count}], one a row"
             )
-        outside = np.flatnonzero((found < 0) | (found >= classes))
+        outside = np.flatnonzero((found < least) | (found >= classes))
         if len(outside):
             where = f"row {outside[0]} has {found[outside[0]]} (and {len(outside) - 1} more rows)"
-            self.fault(name, f"{where}, but classes.npz has {classes} classes, so labels are 0 to {classes - 1}")
+            self.fault(name, f"{where}, but classes.npz has {classes} classes, so labels are {least} to {classes - 1}")
         return torch.from_numpy(found.astype(np.int64))
 
     def words(self, name: str) -> tuple[str, ...]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from vlp.adapters.stored import Stored
@@ -19,7 +20,7 @@ FILES = {  # arrays that are read, the required ones first
     "train": ("image", "label", "keys", "views"),
     "val": ("image", "label", "keys"),
     "test": ("image", "label", "keys"),
-    "unlabeled": ("image", "keys", "views"),
+    "unlabeled": ("image", "label", "keys", "views"),
     "classes": ("text", "names", "logit_scale", "weights_hash"),
 }
 SPLITS = {"val": "validation", "unlabeled": "unlabelled"}  # files whose split is called otherwise
@@ -61,6 +62,7 @@ def read_folder(folder: Path, *, learn: bool = True) -> Stock:
         train=read.get("train"),
         validation=read.get("val"),
         unlabelled=read.get("unlabeled"),
+        unlabelled_label=_reported(found.get("unlabeled"), len(names)),
         hashes={SPLITS.get(name, name): arrays.hash for name, arrays in found.items()},
     )
     return stock.checked()
@@ -104,6 +106,13 @@ def _examples(arrays: Arrays, classes: int, width: int) -> Examples:
         arrays.keys("keys", count=len(image)) if "keys" in arrays.names else (),
         views=views,
     )
+
+
+def _reported(arrays: Arrays | None, classes: int) -> Callable[[], Int[Tensor, "n"]] | None:
+    """What reads the labels of unlabelled pictures, -1 where one is not known, if they have some."""
+    if arrays is None or "label" not in arrays.names:
+        return None
+    return lambda: arrays.labels("label", count=len(arrays.array("image")), classes=classes, least=-1)
 
 
 def _guarded(arrays: Arrays, pictures: Examples, classes: int) -> Guard:

@@ -55,6 +55,12 @@ class Guard:
         self.reads[purpose] += 1
         return self._read()
 
+    def after(self, read: Callable[[], Int[Tensor, "n"]]) -> Int[Tensor, "n"]:
+        """What `read` gives: labels of other pictures, for reports; GuardError before something has been fitted."""
+        if not self._fitted:
+            raise GuardError(f"{self.where}: labels of unlabelled pictures were asked for before fitting was over")
+        return read()
+
     def leaked(self) -> Examples:
         """The pictures that have a label, with it, for an adapter under `protocol: paper`."""
         if not self._leaky:

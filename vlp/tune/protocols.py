@@ -14,6 +14,7 @@ from vlp.adapters.adapter import Adapter
 from vlp.metrics.interval import Interval
 from vlp.probe.draw import Draw, by_class
 from vlp.registry import Part
+from vlp.tune.believed import believed
 from vlp.tune.fitting import fit, traits
 from vlp.tune.scoring import Score, logits_of, score
 from vlp.tune.stock import Stock, keys_of, subset
@@ -38,7 +39,7 @@ class Hits(dict[str, tuple[list[str], Bool[Tensor, "n"]]]):
 
 @dataclass
 class Outcome:
-    """What a trial found. `counts`: pictures by what they were for, and classes."""
+    """What a trial found. counts: pictures by what they were for, and classes. pseudolabels: how right they were."""
 
     classifier: Any
     n: int
@@ -48,6 +49,7 @@ class Outcome:
     hits: Hits
     counts: dict[str, int]
     skips: dict[str, int] = field(default_factory=dict)
+    pseudolabels: dict[str, Any] | None = None
 
 
 class Protocol(Part):
@@ -79,7 +81,7 @@ class FewShot(Protocol):
         self.check(trial)
         given = self.given(trial)
         stock = trial.stock
-        classifier = fit(trial.adapter, stock, stock.task(seed=trial.seed, **given._asdict()))
+        classifier = fit(trial.adapter, stock, stock.task(seed=trial.seed, **given.parts()))
         found, skips = scored(stock, classifier)
         return Outcome(
             classifier,
@@ -90,6 +92,7 @@ class FewShot(Protocol):
             Hits(acc1=hits_of(stock, found)),
             {"images": len(found.rows), "classes": len(stock.names), **counts_of(given, len(stock.names))},
             skips,
+            believed(stock, given, classifier),
         )
 
     def given(self, trial: Trial) -> Given:
@@ -183,7 +186,7 @@ def hits_of(stock: Stock, found: Score) -> tuple[list[str], Bool[Tensor, "n"]]:
 
 def counts_of(given: Given, classes: int) -> dict[str, int]:
     """Pictures by what they were for, and classes that no labelled one was of."""
-    counts = {name: len(part) for name, part in given._asdict().items() if part is not None}
+    counts = {name: len(part) for name, part in given.parts().items() if part is not None}
     if given.support is not None:
         without = classes - len(given.support.known.unique())
         counts |= {"classes_without_support": without} if without else {}

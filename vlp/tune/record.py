@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,7 @@ class TuneRecord(BaseModel):
     level: str = "features"
     counts: dict[str, int] = {}
     skips: dict[str, int] = {}
+    pseudolabels: dict[str, Any] | None = None  # accuracy and by_class (pictures, given, right) of those believed
     test_label_reads: int = 0  # 1 is scoring itself
     seconds: float
     weights_hash: str | None = None
@@ -62,6 +64,14 @@ class TuneRecord(BaseModel):
     runs: list[dict[str, Any]] | None = None
     error: str | None = None  # why there is no result
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def brief(self) -> str:
+        """The method and those of its settings that are one value, for a line of progress."""
+        own = {key: value for key, value in self.changed.items() if not isinstance(value, dict | list)}
+        said = ", ".join(f"{key}={value}" for key, value in own.items())
+        rest = ", ..." if len(own) < len(self.changed) and said else "..." if len(own) < len(self.changed) else ""
+        return f"{self.method} ({said}{rest})" if self.changed else self.method
 
     @property
     def label(self) -> str:
@@ -118,6 +128,7 @@ def summary(records: Sequence[TuneRecord], hits: Sequence[Hits]) -> TuneRecord:
     values = {name: torch.tensor([row.metrics[name] for row in records]).double() for name in first.metrics}
     ci95 = {name: _interval(name, hits) for name in hits[0]}
     runs = [{"seed": row.seed, "metrics": row.metrics, "selection": row.selection} for row in records]
+    right = [row.pseudolabels["accuracy"] for row in records if row.pseudolabels and row.pseudolabels["pairs"]]
     return first.model_copy(
         update={
             "seed": None,
@@ -128,6 +139,7 @@ def summary(records: Sequence[TuneRecord], hits: Sequence[Hits]) -> TuneRecord:
             "ci95": ci95,
             "contains_chance": at_chance(ci95, first.chance),
             "selection": first.selection if all(r.selection == first.selection for r in records) else _varied(records),
+            "pseudolabels": {"accuracy": fmean(right)} if right else None,
             "seconds": round(sum(row.seconds for row in records), 3),
             "test_label_reads": sum(row.test_label_reads for row in records),
             "hits": None,

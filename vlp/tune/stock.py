@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from vlp.adapters.task import Examples, Task
@@ -25,6 +25,7 @@ class Stock:
     """What may be learned from, and the guarded pictures to measure, with the C classes of both.
 
     encoder: an Encoder, or `vlp.adapters.stored.Stored`. augment: features of V augmented copies of each picture.
+    unlabelled_label: reads the labels of `unlabelled`, -1 where one is not known, for reports of pseudolabels.
     hashes: of the data by split. skips: what was left out of them, by reason.
     """
 
@@ -38,6 +39,7 @@ class Stock:
     train: Examples | None = None
     validation: Examples | None = None
     unlabelled: Examples | None = None
+    unlabelled_label: Callable[[], Int[Tensor, "n"]] | None = None
     augment: Augmenter | None = None
     hashes: Mapping[str, str] = field(default_factory=dict)
     skips: Mapping[str, int] = field(default_factory=dict)
@@ -68,6 +70,11 @@ class Stock:
         if not views or examples.views is not None or self.augment is None:
             return examples
         return replace(examples, views=self.augment(examples, views))
+
+    def labels_of_train(self, rows: Sequence[int]) -> Int[Tensor, "m"]:
+        """Class of these pictures of train."""
+        assert self.train is not None
+        return self.train.known[torch.as_tensor(rows, dtype=torch.long)]
 
     def words(self, examples: Examples) -> list[str]:
         """Class of each picture as draws say it: its name, or its label where names repeat."""

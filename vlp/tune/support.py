@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vlp.adapters.task import Examples
 from vlp.probe.draw import Draw, Draws, draw, rows_of
@@ -29,11 +29,16 @@ class Chosen(NamedTuple):
 
 
 class Given(NamedTuple):
-    """The pictures of a task; None where there are none."""
+    """The pictures of a task, None where there are none; and rows of train that the unlabelled are, if they are."""
 
     support: Examples | None
     validation: Examples | None
     unlabelled: Examples | None
+    left_over: list[int] | None = None
+
+    def parts(self) -> dict[str, Any]:
+        """The pictures by what a task calls them."""
+        return {"support": self.support, "validation": self.validation, "unlabelled": self.unlabelled}
 
 
 def make_draws(stock: Stock, *, shots: Sequence[int], seeds: Sequence[int]) -> Draws:
@@ -83,14 +88,19 @@ def give(stock: Stock, chosen: Chosen, *, wanted: Callable[[int], bool] | None =
     if chosen.support:
         assert stock.train is not None
         support = subset(stock.train, chosen.support)
-    return Given(support, validation, stock.unlabelled or _left_over(stock, chosen, wanted))
+    if stock.unlabelled is not None and len(stock.unlabelled):
+        return Given(support, validation, stock.unlabelled)
+    rows = _left_over(stock, chosen, wanted)
+    if not rows:
+        return Given(support, validation, None)
+    assert stock.train is not None
+    return Given(support, validation, subset(stock.train, rows).unlabelled(), rows)
 
 
-def _left_over(stock: Stock, chosen: Chosen, wanted: Callable[[int], bool] | None) -> Examples | None:
+def _left_over(stock: Stock, chosen: Chosen, wanted: Callable[[int], bool] | None) -> list[int]:
     train = stock.train
     if train is None:
-        return None
+        return []
     every = [row for row, label in enumerate(train.known.tolist()) if wanted is None or wanted(label)]
     used = {*chosen.support, *chosen.held}
-    rows = [row for row in every if row not in used] or every
-    return subset(train, rows).unlabelled() if rows else None
+    return [row for row in every if row not in used] or every

@@ -11,6 +11,7 @@ from torch import Tensor
 from vlp.adapters.restricted import Restricted
 from vlp.metrics.anomaly import AnomalyDetection
 from vlp.metrics.interval import of_means
+from vlp.tune.believed import believed
 from vlp.tune.fitting import fit, traits, transfer
 from vlp.tune.protocols import FewShot, Hits, Outcome, Protocol, Trial, counts_of, hits_of, scored
 from vlp.tune.scoring import Score, logits_of, score
@@ -54,7 +55,7 @@ class BaseToNew(Protocol):
         if len(stock.names) - base < 2:
             raise ValueError(f"{stock.dataset}: {len(stock.names)} classes leave fewer than 2 new ones; it takes 4")
         given = base_given(trial)
-        old = fit(trial.adapter, stock, stock.task(seed=trial.seed, classes=slice(base), **given._asdict()))
+        old = fit(trial.adapter, stock, stock.task(seed=trial.seed, classes=slice(base), **given.parts()))
         new = transfer(trial.adapter, stock, old, stock.task(seed=trial.seed, classes=slice(base, None)))
         logits = [logits_of(one, stock.encoder, stock.test.pictures) for one in (old, new)]
         label = stock.test.label("scoring")
@@ -79,7 +80,7 @@ class BaseToNew(Protocol):
         counts = {"images": n, "classes": len(stock.names), "base_classes": base, **counts_of(given, base)}
         counts |= {f"{name}_images": size for name, size in sizes.items()}
         skips = dict(stock.skips) | ({"no_usable_label": missing} if missing else {})
-        return Outcome(old, n, metrics, ci95, chance, hits, counts, skips)
+        return Outcome(old, n, metrics, ci95, chance, hits, counts, skips, believed(stock, given, old))
 
 
 class OpenSet(Protocol):
@@ -93,7 +94,7 @@ class OpenSet(Protocol):
         self.check(trial)
         stock, base = trial.stock, base_classes(len(trial.stock.names))
         given = base_given(trial)
-        task = stock.task(seed=trial.seed, classes=slice(base), **given._asdict())
+        task = stock.task(seed=trial.seed, classes=slice(base), **given.parts())
         classifier = fit(trial.adapter, stock, task)
         logits = logits_of(classifier, stock.encoder, stock.test.pictures)
         label = stock.test.label("scoring")
@@ -112,6 +113,7 @@ class OpenSet(Protocol):
             Hits(acc1=hits_of(stock, found)),
             {**counts, "known_classes": base, **counts_of(given, base)},
             dict(stock.skips) | ({"no_usable_label": missing} if missing else {}),
+            believed(stock, given, classifier),
         )
 
 

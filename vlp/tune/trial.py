@@ -20,6 +20,8 @@ from vlp.tune.record import RESULTS, TuneRecord, append, at_chance, read, settin
 from vlp.tune.stock import Stock
 from vlp.tune.support import make_draws
 
+WORST = 3  # classes named in a line
+
 
 class Run(NamedTuple):
     """A record, and what came of the trial."""
@@ -65,6 +67,7 @@ def run_trial(trial: Trial, protocol: Protocol, *, code: str) -> Run:
             "leaky": traits(trial.adapter).leaky or selection.get("split") == "test",
             "counts": outcome.counts,
             "skips": outcome.skips,
+            "pseudolabels": outcome.pseudolabels,
             "test_label_reads": trial.stock.test.reads.total() - reads,
             "seconds": round(time.perf_counter() - began, 3),
         }
@@ -110,8 +113,20 @@ def say(record: TuneRecord) -> None:
         if name.startswith(("acc1", "h")) or name == "open_auroc"
     )
     seed = f" seed {record.seed}" if record.seed is not None else ""
-    line = f"{record.dataset} {record.label} shots {shots}{seed}: {how} ({record.seconds:.1f} s)"
+    line = f"{record.dataset} {record.brief} shots {shots}{seed}: {how} ({record.seconds:.1f} s)"
     console.print(line, highlight=False, soft_wrap=True, markup=False)
+    if record.pseudolabels is not None and record.pseudolabels["pairs"]:
+        console.print(_believed(record.pseudolabels), highlight=False, soft_wrap=True, markup=False)
+
+
+def _believed(found: Mapping[str, Any]) -> str:
+    """How right the pseudolabels were, and of which classes least."""
+    classes = [one for one in found["by_class"] if one["given"]]
+    worst = sorted(classes, key=lambda one: one["right"] / one["given"])[:WORST]
+    said = ", ".join(f"{one['name']} {one['right']}/{one['given']}" for one in worst)
+    without = len(found["by_class"]) - len(classes)
+    rest = f"; {without} classes got none" if without else ""
+    return f"  pseudolabels: {100 * found['accuracy']:.1f} % of {found['pairs']} right; least {said}{rest}"
 
 
 def code_version() -> str:

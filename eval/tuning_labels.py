@@ -1,0 +1,61 @@
+"""Short labels of methods: their settings as far as they tell the rows of a table apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+from eval.tuning_board import Board
+
+LONGEST = 60  # characters of a label in a table
+
+
+def labels(boards: Sequence[Board]) -> dict[str, str]:
+    """Full label of every method -> a short one, no two alike.
+
+    Of several rows of one method it has the settings that they do not share; of a single row those that hold one value.
+    Files are called by their last part.
+    """
+    rows = {row.label: row for board in boards for cell in board.cells.values() for _, row in cell.runs}
+    alike: dict[str, dict[str, dict[str, str]]] = {}
+    for label, row in rows.items():
+        alike.setdefault(row.method, {})[label] = dict(_flat(row.changed))
+    found: dict[str, str] = {}
+    for method, several in alike.items():
+        for label, said in _told_apart(several).items():
+            short = f"{method} ({', '.join(said)})" if said else method
+            found[label] = _unlike(short, found.values())
+    return found
+
+
+def _told_apart(several: Mapping[str, Mapping[str, str]]) -> dict[str, list[str]]:
+    """By label the settings to show."""
+    if len(several) == 1:
+        (label,) = several
+        return {label: [f"{key}={value}" for key, value in several[label].items() if "." not in key]}
+    keys = dict.fromkeys(key for settings in several.values() for key in settings)
+    differ = [key for key in keys if len({settings.get(key) for settings in several.values()}) > 1]
+    return {
+        label: [f"{key}={settings[key]}" for key in differ if key in settings] for label, settings in several.items()
+    }
+
+
+def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Every single value with its dotted path."""
+    if isinstance(value, Mapping | list | tuple):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, inner in items:
+            yield from _flat(inner, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, PurePath(value).name if isinstance(value, str) and "/" in value else str(value)
+
+
+def _unlike(short: str, others: Any) -> str:
+    """The label, cut where it is too long, with a number where another one reads the same."""
+    cut = short if len(short) <= LONGEST else short[: LONGEST - 4] + " ..."
+    made, number = cut, 1
+    while made in others:
+        number += 1
+        made = f"{cut} #{number}"
+    return made
