@@ -25,6 +25,7 @@ from vlp.lock import Lock
 from vlp.log import JsonLines, read_lines, read_steps
 from vlp.trainer import Evaluator
 
+ROWS = {48, *range(56, 62), 63, 64, 65}  # of docs/faults.md
 Change = Callable[[Path], object]  # of a run's folder
 
 

@@ -15,6 +15,8 @@ from tests.faults.strike import Aim, metrics_of
 from tests.faults.trial import INTERVAL, Paces, Past, Trial, Verdict, draw_aim, make_data
 from vlp.log import JsonLines
 
+ROWS = {55, 62}  # of docs/faults.md
+
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/environ").is_file(), reason="finds the processes of a start through /proc")

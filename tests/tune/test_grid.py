@@ -77,7 +77,7 @@ def test_the_table_is_of_means_beside_zero_shot(folder, methods, tmp_path):
     line = next(line for line in lines if line.startswith("| means |"))
     assert f"{100 * fmean(values):.1f} ± {100 * stdev(values):.1f}" in line
     leaky = next(line for line in lines if "†" in line)
-    assert leaky.startswith('| means (weight=0.0, protocol=paper)† |')
+    assert leaky.startswith("| means (weight=0.0, protocol=paper)† |")
     assert "**" not in leaky
     assert "| failed | failed | failed |" in text
     assert "† leaky: chose by test labels" in text
