@@ -11,5 +11,7 @@ FAILED=0
 GRID() { "$VLP" tune grid "configs/tune/$1.yaml" "$MODEL" --out "$OUT/$1" || FAILED=1; "$VLP" tune table "$OUT/$1"; }
 GRID adapters
 GRID adapters_unlabelled
+GRID adapters_pseudolabels
 GRID adapters_prompts
+GRID adapters_base_to_new
 exit $FAILED
