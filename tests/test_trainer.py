@@ -18,7 +18,8 @@ from vlp import checkpoint, config
 from vlp.log import read_lines, read_steps
 from vlp.models import pretrained
 from vlp.run import Run
-from vlp.trainer import Evaluator, NonFiniteError, Trainer
+from vlp.trainer import Evaluator, Trainer
+from vlp.verdict import NonFiniteError
 
 ROOT = Path(__file__).parent.parent
 
@@ -273,7 +274,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_keys(tmp_path: Path, 
     trainer = make(tmp_path, urls, "max_nonfinite=1")
     with torch.no_grad():
         next(iter(trainer.dual.visual.parameters())).fill_(float("nan"))
-    with pytest.raises(NonFiniteError, match=r"2 in a row.*\.tar"):
+    with pytest.raises(NonFiniteError, match=r"the weights are not.*\.tar.*2 in a row"):
         trainer.train()
 
 

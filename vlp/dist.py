@@ -6,7 +6,8 @@ a rank that leaves one out makes the others wait until the time limit.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -38,10 +39,31 @@ def active() -> bool:
 
 def start(*, rank: int, world: int, rendezvous: str, backend: str = "gloo", seconds: float = 1800) -> None:
     """Join the process group at `rendezvous` ("file:///tmp/x", "tcp://host:port", "env://") and check its size."""
-    torch_dist.init_process_group(
-        backend, init_method=rendezvous, rank=rank, world_size=world, timeout=timedelta(seconds=seconds)
-    )
+    with named_rendezvous(rank=rank, world=world, where=rendezvous):
+        torch_dist.init_process_group(
+            backend, init_method=rendezvous, rank=rank, world_size=world, timeout=timedelta(seconds=seconds)
+        )
     expect(world)
+
+
+@contextmanager
+def named_rendezvous(*, rank: object, world: object, where: str) -> Iterator[None]:
+    """Around what starts the process group: RuntimeError with what to do when a port is taken or ranks stay out."""
+    try:
+        yield
+    except torch_dist.DistError as error:
+        said = str(error).partition("\n")[0]
+        if "EADDRINUSE" in said or "address already in use" in said:
+            advice = (
+                "another run, or what is left of an ended one, holds this port. Let torchrun find a free one "
+                "(--standalone, or --rdzv-endpoint HOST:0), or give another (--master-port, MASTER_PORT)"
+            )
+        else:
+            advice = (
+                "not every rank came, or the address is wrong. Start as many as WORLD_SIZE says, each with its own "
+                "RANK, on hosts that reach this address and port; end the processes of an earlier start first"
+            )
+        raise RuntimeError(f"rank {rank} of {world} could not meet the others at {where}: {advice} ({said})") from error
 
 
 def stop() -> None:

@@ -14,7 +14,8 @@ from torch import Tensor
 from vlp import checkpoint, dist
 from vlp.duration import Clock
 from vlp.guards import refuse_bad_data
-from vlp.log import Meter, Reporter, SkipLedger, Tracker, console
+from vlp.log import JsonLines, Meter, Reporter, SkipLedger, Tracker, console
+from vlp.spikes import Spike, record_of
 from vlp.state import Progress
 from vlp.types import Batch, Skip
 
@@ -46,6 +47,7 @@ class Journal:
         self._samples = 0
         self.unsaved = 0  # checkpoints of this start that the disk had no room for
         self._last: dict[str, Any] = {}
+        self._spikes: JsonLines | None = None
 
     def seen(self, batch: Batch) -> None:
         """Take note of a batch that was trained on."""
@@ -53,8 +55,8 @@ class Journal:
         self._notes.update(batch.notes)
         self._samples += len(batch)
 
-    def record(self, done: int, step: Mapping[str, Any], *, scale: float) -> None:
-        """Write the record of step `done`; RuntimeError once too many samples could not be used."""
+    def record(self, done: int, step: Mapping[str, Any], **more: Any) -> None:
+        """Write the record of step `done`, with `more`; RuntimeError once too many samples could not be used."""
         wall, stages = self.meter.lap()
         pace = max(1e-9, wall - sum(stages.get(stage, 0.0) for stage in ASIDE))
         samples = self._gather(done)
@@ -65,7 +67,6 @@ class Journal:
             "loss": _mean(step["loss"]),
             "terms": {name: _mean(term) for name, term in step["terms"].items()},
             "lr": step["lr"],
-            "scale": scale,
             "grad_norm": float(step["grad_norm"]),
             "samples_per_s": samples / pace,
             "data_wait": stages.get("data wait", 0.0) / pace,
@@ -74,6 +75,7 @@ class Journal:
             "skipped": self.ledger.total,
             "notes": dict(self.ledger.notes),
             "unsaved": self.unsaved,
+            **more,
         }
         self.report.step(self._last)
         refuse_bad_data(self.ledger, limit=self.max_bad_fraction, folder=self.folder)
@@ -89,6 +91,20 @@ class Journal:
         self._skips, self._notes, self._samples = [], Counter(), 0
         return samples
 
+    def spike(self, spike: Spike) -> None:
+        """Write a spike to spikes.jsonl with the last samples of all ranks, and say so. Every rank calls it."""
+        shares = dist.gather_object(spike.last)
+        if not dist.is_main():
+            return
+        path = self.folder / "spikes.jsonl"
+        self._spikes = self._spikes or JsonLines(path)
+        self._spikes.write(record_of(spike, shares))
+        what = ", ".join(
+            f"{name} {value:.4g} (median {middle:.4g}, limit {limit:.4g})"
+            for name, (value, middle, limit) in spike.above.items()
+        )
+        self.report.say(f"step {spike.step}: spike of {what}; the samples of the last {len(spike.last)} steps: {path}")
+
     def progress(self, done: int) -> Progress:
         """Where the run stands, as a checkpoint keeps it."""
         seconds = time.perf_counter() - self._began
@@ -99,6 +115,8 @@ class Journal:
             self.report.amend({**self._last, "stages": dict(self.meter.seconds), "unsaved": self.unsaved})
         self.report.close()
         self.ledger.close()
+        if self._spikes:
+            self._spikes.close()
 
 
 class Evaluated:

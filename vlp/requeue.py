@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 from typing import Any
 
+from vlp import dist
+
 REQUEUE = 75  # exit code (EX_TEMPFAIL) of a run that saved and left because it was told to
 
 
@@ -28,7 +30,10 @@ class Signals:
                 break
         return self.seen
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Signals as before; but not after a failure of several ranks: who has yet to say why is not to be ended."""
+        if dist.world() > 1 and kind is not None and not issubclass(kind, Requeue):
+            return
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

@@ -30,6 +30,14 @@ class Save(Part):
     )
 
 
+class SpikeWatch(Part):
+    """When a jump of the loss or of the gradient's norm is written to spikes.jsonl, with the samples before it."""
+
+    window: int = Field(100, ge=4, description="steps before, whose median and deviation say what is usual")
+    factor: float = Field(10.0, gt=0, description="deviations above the median that make a spike")
+    keep: int = Field(8, ge=1, description="last batches whose keys are written")
+
+
 class Evaluation(Part):
     """A benchmark suite that is run during training, by its YAML file; the end of the run always has one."""
 
@@ -70,6 +78,10 @@ class Run(Part):
     )
     clip_norm: float | None = Field(1.0, gt=0)
     max_nonfinite: int = Field(3, ge=0, description="steps in a row without a finite loss before the run stops")
+    spike: SpikeWatch = SpikeWatch()
+    collective_timeout: float = Field(
+        1800.0, gt=0, description="seconds that a rank waits for the others; longer than the longest save"
+    )
     expect_world: int | None = Field(None, ge=1, description="refuse to start at another number of processes")
     save: Save = Save()
     evals: tuple[Evaluation, ...] = ()

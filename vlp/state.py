@@ -28,7 +28,7 @@ _ASIDE = 1 << 20  # bytes for what is beside tensors: tokenizer, configuration, 
 FREE = (
     "name", "out", "log", "save", "evals", "threads", "device", "data.workers", "data.prefetch", "data.timeout",
     "data.cache", "data.max_bad_fraction", "expect_world", "resume", "allow_change", "compile", "max_nonfinite",
-    "micro_batch", "model.pretrained",
+    "micro_batch", "model.pretrained", "spike", "collective_timeout",
 )  # fmt: skip
 
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from vlp import checkpoint, config, dist, gradcache, state
+from vlp import checkpoint, config, dist, gradcache, state, verdict
+from vlp.alarm import shared_fate
 from vlp.duration import Duration
 from vlp.guards import leave_no_trace, refuse_absent_trackers, refuse_other_checkpoints
 from vlp.journal import Evaluated, Journal
@@ -22,14 +22,15 @@ from vlp.log import console, host_facts
 from vlp.losses.objective import Objective
 from vlp.optim import set_rate
 from vlp.prepare import accompanied, prepare
+from vlp.ranks import accelerator_of, code_facts, refuse_different
 from vlp.registry import nearest
 from vlp.requeue import Requeue, Signals
 from vlp.run import Run
 from vlp.sharded import whole
+from vlp.spikes import ScaleLimit, Spikes, Step
 from vlp.state import Progress
 from vlp.types import Batch
-
-MAX_OVERFLOWS = 30  # fp16: steps in a row that the gradient scaler may leave out while it looks for its scale
+from vlp.verdict import LeftOut, Verdict
 
 
 class Evaluator(NamedTuple):
@@ -40,10 +41,6 @@ class Evaluator(NamedTuple):
     weights: str = "model"  # or the name of a companion that holds an average of them
 
 
-class NonFiniteError(RuntimeError):
-    """The loss or a gradient stayed not finite; the message has every term and the keys of the batch."""
-
-
 class Trainer:
     """One run from its configuration to its last checkpoint; started again, it goes on from the newest valid one."""
 
@@ -52,13 +49,14 @@ class Trainer:
         refuse_absent_trackers(run.log.trackers)
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         AcceleratorState._reset_state(reset_partial_state=dist.world() == 1)  # or a second run must be like the first
-        self.accelerator = Accelerator(
-            mixed_precision=run.precision,
-            cpu=run.device == "cpu" or not torch.cuda.is_available(),
-            log_with=list(run.log.trackers) or None,
-            project_dir=str(run.folder),
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
-        )
+        self.accelerator = accelerator_of(run)
+        with shared_fate():
+            self._open(run)
+
+    def _open(self, run: Run) -> None:
+        """Everything before the first step; what differs between ranks is refused before it can do harm."""
+        refuse_different(state.flat_settings(run.model_dump(mode="json")), what="the settings")
+        refuse_different(code_facts(), what="the versions")
         if run.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("device: cuda was asked for, but torch sees no CUDA device; use device=auto or device=cpu")
         if run.expect_world is not None:
@@ -70,6 +68,11 @@ class Trainer:
         self.parts = parts = prepare(run, self.accelerator, start=self.found.path is None)
         self.dual, self.model, self.optimizer, self.feed = parts.dual, parts.model, parts.optimizer, parts.feed
         self.objective, self.companions, self.clock = parts.objective, parts.companions, parts.clock
+        seen = {
+            "newest checkpoint": self.found.path and self.found.path.name,
+            "data fingerprint": self.feed.fingerprint,
+        }
+        refuse_different(seen, what="what the ranks find")
         for evaluator in self.evaluators:
             if evaluator.weights not in ("model", *self.companions):
                 known = nearest(evaluator.weights, ["model", *self.companions])
@@ -79,14 +82,15 @@ class Trainer:
 
     def train(self) -> Progress:
         """Run to the end of the duration; returns where it stands. Ends with Requeue if SIGTERM or SIGUSR1 came."""
-        lock = checkpoint.together(lambda: Lock(self.run.folder), here=dist.is_main())
-        try:
-            return self._train()
-        finally:
-            if lock:
-                lock.release()
+        with Signals() as stop, shared_fate():
+            lock = checkpoint.together(lambda: Lock(self.run.folder), here=dist.is_main())
+            try:
+                return self._train(stop)
+            finally:
+                if lock:
+                    lock.release()
 
-    def _train(self) -> Progress:
+    def _train(self, stop: list[str]) -> Progress:
         progress = self._resume()
         if progress.step < self.clock.total:
             self.state.refuse_no_room()
@@ -106,8 +110,7 @@ class Trainer:
         self.evaluated = Evaluated(self.run.folder)
         self._say_start(progress)
         try:
-            with Signals() as stop:
-                progress = self._loop(progress, stop)
+            progress = self._loop(progress, stop)
             skipped = self.journal.ledger.summary()
             self._say(f"trained {progress.step} steps in {progress.seconds:.0f} s; skipped: {skipped}")
             return progress
@@ -122,10 +125,16 @@ class Trainer:
             self._evaluate(progress.step)  # what a kill cut short
         if progress.step < total:
             self._settle(progress.step)
-        self._bad_steps = self._overflows = 0
+        spike = self.run.spike
+        self.spikes = Spikes(window=spike.window, factor=spike.factor, keep=spike.keep)
+        self.left_out, self.scale_limit = LeftOut(self.run.max_nonfinite), ScaleLimit()
         batches = self.feed.batches(progress.step, total)
         try:
             return self._steps(progress, batches, stop)
+        except RuntimeError as error:
+            if (cause := self.feed.explained(error)) is error:
+                raise
+            raise cause from error
         finally:
             batches.close()  # ends the loader's workers, whatever happened; the interpreter would wait for them
 
@@ -136,12 +145,14 @@ class Trainer:
                 batch = next(batches)
             self.journal.seen(batch)
             with self.journal.meter.time("step"):
-                record = self._step(step, batch)
+                record, found = self._step(step, batch, stop)
             done = step + 1
-            leave = dist.agree(bool(stop)) and done < total
+            leave = found.leave and done < total
             save = leave or self._due(self.run.save.every, done)
             if save or self._due(self.run.log.every, done):
-                self.journal.record(done, record, scale=float(whole(self.dual.logit_scale.detach()).exp()))
+                self._record(done, record)
+            if spike := self.spikes.add(Step(done, found.loss, found.grad_norm, batch.keys)):
+                self.journal.spike(spike)
             progress = self.journal.progress(done)
             if save:
                 self._save(progress, last=leave or done == total)
@@ -151,8 +162,16 @@ class Trainer:
             self._evaluate(done)
         return progress
 
-    def _step(self, step: int, batch: Batch) -> dict[str, Any]:
-        """One update of the model on one batch; returns what there is to log about it."""
+    def _record(self, done: int, record: Mapping[str, Any]) -> None:
+        scale = float(whole(self.dual.logit_scale.detach()).exp())
+        if held := self.scale_limit.read():
+            self._say(f"step {done}: {held}")
+        self.journal.record(
+            done, record, scale=scale, scale_clamped=self.scale_limit.count, left_out=dict(self.left_out.counts)
+        )
+
+    def _step(self, step: int, batch: Batch, stop: list[str]) -> tuple[dict[str, Any], Verdict]:
+        """One update of the model on one batch; returns what there is to log about it, and what all ranks found."""
         rate = self.run.optim.lr * self.parts.rate(step)
         set_rate(self.parts.adamw, rate)
         batch = self._prepared(batch)
@@ -162,25 +181,36 @@ class Trainer:
         limit = self.run.clip_norm if self.run.clip_norm is not None else float("inf")
         norm = whole(self.accelerator.clip_grad_norm_(self.parameters, limit))
         record = {"loss": value.total, "terms": value.terms, "lr": rate, "grad_norm": norm}
-        if self._healthy(step, record, batch):
+        scaler = self.accelerator.scaler
+        found = verdict.agree(value.total, norm, scaled=scaler is not None, stop=bool(stop))
+        if found.finite:
             self.optimizer.step()
             self._follow(step, batch)
-        elif self.accelerator.scaler is not None:
-            self.accelerator.scaler.update()  # or the next clipping would find its gradients unscaled already
+        else:
+            text = verdict.explain(self.dual, batch, record, step=step + 1, parts=lambda: self._parts(step, batch))
+            self._say(text)
+            self.left_out.not_finite(text)
+            if scaler is not None:
+                scaler.update()  # or the next clipping would find its gradients unscaled already
         self.optimizer.zero_grad(set_to_none=True)
-        return record
+        return record, found
 
     def _follow(self, step: int, batch: Batch) -> None:
         """What comes after the optimizer's step, unless the gradient scaler left it out."""
+        self.left_out.made(step + 1, overflow=self.optimizer.step_was_skipped)
         if self.optimizer.step_was_skipped:
-            self._overflows += 1
-            if self._overflows > MAX_OVERFLOWS:
-                raise NonFiniteError(f"step {step}: {self._overflows} fp16 overflows in a row; use precision=bf16")
             return
-        self._overflows = 0
+        self.scale_limit.note(self.dual.logit_scale)
         self.dual.clamp_scale()
         for companion in self.companions.values():
             companion.after_step(self.dual, step=step + 1, batch=batch)
+
+    def _parts(self, step: int, batch: Batch) -> Iterator[Batch]:
+        """The micro-batches of a step, each with the generator seeded as for its forward."""
+        size = self.run.micro_batch or len(batch)
+        for micro, start in enumerate(range(0, len(batch), size)):
+            self._reseed(step, micro)
+            yield batch.rows(start, min(start + size, len(batch)))
 
     def _backward(self, step: int, batch: Batch) -> Objective.Value:
         if self.run.micro_batch and self.run.micro_batch < len(batch):
@@ -197,27 +227,6 @@ class Trainer:
         value = self.objective(self.model(batch), batch)
         self.accelerator.backward(value.total)
         return value
-
-    def _healthy(self, step: int, record: Mapping[str, Any], batch: Batch) -> bool:
-        """Whether every rank's loss and gradient are finite; all ranks take the same decision.
-
-        Under a gradient scaler a gradient may overflow: then the scaler leaves the step out, and counts.
-        """
-        finite = torch.isfinite(record["loss"])
-        if self.accelerator.scaler is None:
-            finite = finite & torch.isfinite(record["grad_norm"])
-        if not dist.agree(not bool(finite)):
-            self._bad_steps = 0
-            return True
-        self._bad_steps += 1
-        terms = ", ".join(f"{name} {float(term):.4g}" for name, term in record["terms"].items())
-        keys = ", ".join(key for key in batch.keys if key)
-        text = f"step {step}: not finite (grad norm {float(record['grad_norm']):.4g}; {terms}); update left out"
-        self._say(text)
-        if self._bad_steps > self.run.max_nonfinite:
-            advice = f"lower optim.lr or look at the samples: {keys[:2000]}"
-            raise NonFiniteError(f"{text}, {self._bad_steps} in a row; {advice}")
-        return False
 
     def _resume(self) -> Progress:
         for path, reason in self.found.rejected:

@@ -11,7 +11,7 @@ from torch import nn
 from tests.losses.compare import only_term
 from vlp.losses.infonce import InfoNCE
 from vlp.losses.loss import Loss
-from vlp.losses.objective import Objective, explain, is_finite
+from vlp.losses.objective import Objective
 from vlp.losses.sigmoid import Sigmoid
 
 
@@ -72,18 +72,3 @@ def test_heads_are_merged_and_names_must_differ():
 def test_no_losses_is_an_error():
     with pytest.raises(ValueError, match="at least one loss"):
         Objective([])
-
-
-def test_what_is_not_finite_is_named(make_batch, make_features):
-    features, batch = make_features(3, bias=-1.0), make_batch(3)
-    objective = Objective([InfoNCE(), Sigmoid()])
-    assert is_finite(objective(features, batch))
-    with torch.no_grad():
-        features.text[1] = torch.nan
-    value = objective(features, batch)
-    assert not is_finite(value)
-    said = explain(value, features, batch)
-    for part in ("total = nan", "infonce = nan", "sigmoid = nan", "scale = [10.0]", "bias = [-1.0]"):
-        assert part in said
-    assert "text features are not finite for 1 samples: made-up.tar:0001" in said
-    assert "image features" not in said

@@ -2,23 +2,49 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-import signal
+import re
 from collections.abc import Generator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
+from vlp.data.heartbeat import Heartbeat
 from vlp.data.plan import Plan
 from vlp.data.serve import Server
 from vlp.data.settings import Data
+from vlp.data.shared_memory import refuse_small
 from vlp.data.sources import digest
 from vlp.data.stream import Stream
 from vlp.data.transforms import Preprocess
 from vlp.types import Batch, Tokenizer
 
-LEAVE_SECONDS = 300  # that a worker stays after SIGTERM, if nobody ends it
+_MARK = re.compile(r"DataLoader (worker|timed out)")  # what torch says of a worker that died or is late
+
+
+class LoaderError(RuntimeError):
+    """A loader worker died or hangs; the message says which one, and at which shard and key."""
+
+
+@dataclass
+class Loading:
+    """The workers of a loader, and the step whose batch they owe next."""
+
+    heartbeat: Heartbeat
+    step: int
+
+    def explained(self, error: Exception, *, plan: Plan) -> LoaderError:
+        shards = ", ".join(plan.where(self.step)[:8])
+        said = str(error).partition("\n")[0]
+        return LoaderError(
+            f"loader, batch of step {self.step} (reads {shards}): "
+            f"{self.heartbeat.blame(said, plan, step=self.step)}. {said.rstrip('.')}. Workers killed for "
+            "memory need a lower data.workers or data.prefetch, slow storage a higher data.timeout; data.workers=0 "
+            "shows a fault of the sample itself"
+        )
 
 
 class Feed:
@@ -41,6 +67,7 @@ class Feed:
         self.data, self.tokenizer, self.preprocess = data, tokenizer, preprocess
         self.plan = Plan(data, seed=seed, rank=rank, world=world)
         self.server = Server(self.plan, tokenizer=tokenizer, preprocess=preprocess)
+        self.loading: Loading | None = None  # the last workers that made batches
 
     @property
     def num_samples(self) -> int:
@@ -94,35 +121,57 @@ class Feed:
             return (self.batch(step) for step in range(start, stop))
         return self._parallel(start, stop)
 
+    @property
+    def batch_bytes(self) -> int:
+        """Bytes of a local batch whose captions are as long as they may be."""
+        data, slots = self.data, self.batch_size // self.plan.world
+        height, width = self.preprocess.size
+        texts = (data.captions + data.negatives) * self.tokenizer.context * 9  # ids and mask
+        columns = sum(value.numel() * value.element_size() for value in self.server.blank.values())
+        return slots * (3 * height * width + texts + columns + data.captions + 33)
+
+    def explained(self, error: Exception) -> Exception:
+        """The error; as a LoaderError with worker, shard and key where a loader worker died or hangs.
+
+        torch raises it wherever the run happens to be when a worker dies, so the loop has to ask.
+        """
+        if self.loading is None or isinstance(error, LoaderError) or not _MARK.search(str(error)):
+            return error
+        return self.loading.explained(error, plan=self.plan)
+
     def _parallel(self, start: int, stop: int) -> Generator[Batch]:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads do not survive a fork
+        workers = min(self.data.workers, stop - start)
+        refuse_small(self.batch_bytes, workers=workers, prefetch=self.data.prefetch)
+        heartbeat = Heartbeat(workers)
         loader: DataLoader[Batch] = DataLoader(
             self.server,  # type: ignore[arg-type]  # it has __getitem__, which is all that a sampler needs
             batch_size=None,
             sampler=range(start, stop),
-            num_workers=min(self.data.workers, stop - start),
+            num_workers=workers,
             prefetch_factor=self.data.prefetch,
             timeout=self.data.timeout,
-            worker_init_fn=_start_worker,
+            worker_init_fn=heartbeat.start_worker,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # or each start would draw from the default one
         )
-        step, batches = start, iter(loader)
+        others = set(multiprocessing.active_children())
+        self.loading = loading = Loading(heartbeat, start)
+        batches: Any = None
         try:
-            while step < stop:
-                try:
-                    batch = next(batches)
-                except RuntimeError as error:  # a worker died, or gave nothing for `timeout` seconds
-                    shards = ", ".join(self.plan.where(step)[:8])
-                    raise RuntimeError(
-                        f"loader, batch of step {step} (reads {shards}): {error}; "
-                        "workers killed for memory need a lower data.workers or data.prefetch, slow storage a higher "
-                        "data.timeout; data.workers=0 shows the fault itself"
-                    ) from error
+            batches = iter(loader)
+            while loading.step < stop:
+                batch = next(batches)
+                loading.step += 1
                 yield batch
-                step += 1
+        except RuntimeError as error:  # a worker died, or gave nothing for `timeout` seconds
+            if (cause := self.explained(error)) is error:
+                raise
+            raise cause from error
         finally:
-            del batches
+            with heartbeat.ending(others):
+                if batches is not None:
+                    batches._shutdown_workers()  # what its __del__ calls, which a traceback may hold up
 
     def describe(self) -> dict[str, Any]:
         """What the sources hold and how it is shared out, for people."""
@@ -142,23 +191,3 @@ class Feed:
             f"{self.batch_size} pairs = {self.streams} streams x {slots}, window of {self.data.window} shards"
         )
         return found
-
-
-def _start_worker(worker: int) -> None:
-    """One thread a worker; signals meant for the run are the main process's, which then ends the workers."""
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for name in ("SIGUSR1", "SIGUSR2"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _told_to_leave)
-
-
-def _told_to_leave(number: int, frame: Any) -> None:
-    """A scheduler tells the whole job and the launcher tells it again, while the run finishes its step and saves.
-
-    So no SIGTERM ends a worker, or its run would fail in the middle of that; SIGALRM does, if it is still there later.
-    """
-    signal.signal(number, signal.SIG_IGN)
-    if hasattr(signal, "alarm"):
-        signal.alarm(LEAVE_SECONDS)

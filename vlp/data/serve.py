@@ -8,6 +8,7 @@ import torch
 
 from vlp.data.captions import Captions
 from vlp.data.collate import collate
+from vlp.data.heartbeat import Beat
 from vlp.data.labels import Labels
 from vlp.data.order import EMPTY, keyed_rng
 from vlp.data.plan import Plan
@@ -43,6 +44,7 @@ class Server:
     def __init__(self, plan: Plan, *, tokenizer: Tokenizer, preprocess: Preprocess) -> None:
         self.plan, self.tokenizer, self.preprocess = plan, tokenizer, preprocess
         self.blank = plan.data.blank(preprocess.size)
+        self.beat: Beat | None = None  # in a loader worker: where it is, for the process that waits for it
         self.stages: list[tuple[Captions | None, Labels | None]] = [
             (part.caption_stage(), part.label_stage(records.classes)) for part, records in zip(plan.parts, plan.records)
         ]
@@ -50,6 +52,8 @@ class Server:
     def __getitem__(self, step: int) -> Batch:
         slots = self.plan.slots(step)
         made = self.make(step)
+        if self.beat:
+            self.beat.collating(step)
         failures = [
             skip._replace(source=name)
             for name, records in zip(self.plan.names, self.plan.records)
@@ -68,12 +72,20 @@ class Server:
             keys=[slot.key for slot in made],
             skips=[*(slot.skip for slot in made if slot.skip), *failures],
         )
-        return batch.plus({"sample": torch.tensor([slot.sample for slot in made], dtype=torch.long)})
+        batch = batch.plus({"sample": torch.tensor([slot.sample for slot in made], dtype=torch.long)})
+        if self.beat:
+            self.beat.idle(step)
+        return batch
 
     def make(self, step: int) -> list[Made]:
         """The slots of a step before they are collated."""
         columns = (column.tolist() for column in self.plan.slots(step))
-        return [self._slot(slot, *place) for slot, place in enumerate(zip(*columns))]
+        made = []
+        for slot, (number, index, epoch) in enumerate(zip(*columns)):
+            if self.beat and index != EMPTY:
+                self.beat.reading(step, number, index)
+            made.append(self._slot(slot, number, index, epoch))
+        return made
 
     def _slot(self, slot: int, number: int, index: int, epoch: int) -> Made:
         if index == EMPTY:

@@ -67,23 +67,6 @@ class Objective:
         return Objective.Value(total, terms)
 
 
-def is_finite(value: Objective.Value) -> bool:
-    """Whether total and terms are finite on this rank; `dist.agree` on the opposite makes it one answer for all."""
-    return bool(torch.stack([value.total.detach(), *value.terms.values()]).isfinite().all())
-
-
-def explain(value: Objective.Value, features: Features, batch: Batch) -> str:
-    """For the message of a loss that is not finite: every term, the scale, and the samples whose features are not."""
-    lines = [f"total = {value.total.item():g}", *(f"{name} = {term.item():g}" for name, term in value.terms.items())]
-    lines += [f"{name} = {x.detach().flatten().tolist()}" for name, x in _scalars(features).items()]
-    for name in ("image", "text"):
-        bad = ~getattr(features, name).detach().flatten(1).isfinite().all(1) & batch.valid
-        if bad.any():
-            keys = [batch.keys[i] if batch.keys else f"slot {i}" for i in bad.nonzero().flatten().tolist()]
-            lines.append(f"{name} features are not finite for {len(keys)} samples: {', '.join(keys[:8])}")
-    return "\n".join(lines)
-
-
 def _scalars(features: Features) -> dict[str, Tensor]:
     return {name: x for name in ("scale", "bias") if (x := getattr(features, name)) is not None}
 
