@@ -22,6 +22,8 @@ from vlp.types import BadSampleError
 
 Format = Literal["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]
 FORMATS: tuple[Format, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+_SCAN = b"\xff\xda"  # JPEG's marker; inside coded data 0xFF is always followed by 0
+_ROWS = 256  # of 16-bit gray that become larger numbers at once
 _RGB = 3  # torchvision.io.ImageReadMode.RGB
 
 
@@ -32,6 +34,7 @@ class Limits(Part):
     max_aspect: float = Field(20.0, ge=1)
     min_side: int = Field(2, ge=1)
     max_bytes: int = Field(64 << 20, gt=0)
+    max_scans: int = Field(100, ge=1)  # of a JPEG, each a pass over all its pixels; progressive ones have about ten
     max_caption_bytes: int = Field(8192, ge=16)
     formats: tuple[Format, ...] = FORMATS
 
@@ -66,6 +69,8 @@ def read_header(data: bytes, limits: Limits) -> Header:
     if len(data) > limits.max_bytes:
         raise BadSampleError("image_bytes", f"{len(data)} bytes, limits.max_bytes is {limits.max_bytes}")
     header = _jpeg_header(data) if data.startswith(b"\xff\xd8\xff") else _pillow_header(data, limits)
+    if header.format == "JPEG" and (scans := data.count(_SCAN)) > limits.max_scans:
+        raise BadSampleError("too_many_scans", f"{scans}, limits.max_scans is {limits.max_scans}")
     if header.format not in limits.formats:
         raise BadSampleError("not_image", f"{header.format} is not in limits.formats")
     check_size(header.width, header.height, limits)
@@ -99,11 +104,20 @@ def decode_shrunk(data: bytes, factor: int) -> Image.Image:
 def from_pil(image: Image.Image) -> Tensor:
     """uint8 [3, h, w] of a Pillow image of any mode."""
     if image.mode.startswith("I"):  # 16-bit gray; convert("RGB") would clip all above 255 to white
-        gray = np.clip(np.asarray(image, dtype=np.int64), 0, 65535)
-        image = Image.fromarray(((gray + 128) // 257).astype(np.uint8))
-    elif image.mode == "P" and "transparency" in image.info:
+        gray = np.asarray(image)
+        small = np.empty(gray.shape, np.uint8)
+        for row in range(0, len(gray), _ROWS):
+            wide = np.clip(gray[row : row + _ROWS].astype(np.int64), 0, 65535)
+            small[row : row + _ROWS] = (wide + 128) // 257
+        return torch.from_numpy(np.repeat(small[None], 3, axis=0))
+    if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # the same colours as convert("RGB"), without Pillow's warning
-    pixels = np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    if image.mode == "RGBA":  # as convert("RGB"), which drops alpha, without a second picture of four bytes a pixel
+        pixels = np.empty((image.height, image.width, 3), np.uint8)
+        for band in range(3):
+            pixels[..., band] = np.asarray(image.getchannel(band))
+    else:
+        pixels = np.array(image if image.mode == "RGB" else image.convert("RGB"))
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 

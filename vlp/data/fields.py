@@ -9,6 +9,7 @@ from typing import Any
 from vlp.types import BadSampleError, Sample
 
 IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+MAX_JSON = 4 << 20  # bytes of a sample's JSON: the small lists that 4 MB may hold take half a second and 100 MB
 _MISSING = object()
 
 
@@ -36,6 +37,8 @@ class Fields:
     def json(self, errors: str = "strict") -> Any:
         if self._json is _MISSING:
             raw = self.members.get("json")
+            if raw is not None and len(raw) > MAX_JSON:
+                raise BadSampleError("bad_json", f"{len(raw)} bytes, {MAX_JSON} are read")
             try:
                 self._json = None if raw is None else json.loads(decode_text(raw, "json", errors=errors))
             except (json.JSONDecodeError, RecursionError) as error:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from vlp.data.content import ends
 from vlp.data.grouping import Group, KeySplit, Note, groups
 from vlp.data.schema import DataError, write_atomic
-from vlp.data.tarwalk import Damage, TarDamageError, walk
+from vlp.data.tarwalk import BLOCK, Damage, TarDamageError, walk
 
 MAGIC = b"vlp shard index 2\n"
 OnDamage = Literal["stop", "keep"]
@@ -117,9 +117,7 @@ def write(shard: str | Path, index: ShardIndex, path: str | Path | None = None) 
 def read(shard: str | Path, path: str | Path | None = None) -> ShardIndex:
     """The side index; DataError if it is damaged, of another version, or made for a tar with other bytes."""
     target = Path(path) if path else index_path(shard)
-    index = _parse(target.read_bytes(), target)
-    if (actual := os.stat(shard).st_size) != index.bytes:
-        raise DataError(f"{target}: made for a tar of {index.bytes} bytes, {shard} has {actual}; run `vlp data index`")
+    index = _parse(target, os.stat(shard).st_size)
     if ends(shard) != index.ends:
         raise DataError(f"{target}: made for a tar of equal size and other bytes than {shard}; run `vlp data index`")
     return index
@@ -244,22 +242,45 @@ def _dump(index: ShardIndex) -> bytes:
     return MAGIC + json.dumps(head).encode() + b"\n" + body
 
 
-def _parse(raw: bytes, path: Path) -> ShardIndex:
+def _parse(path: Path, size: int) -> ShardIndex:
+    """The index in a file, which may have come with the shard: nothing in it is believed that could lead out of it."""
     try:
-        return _parse_strict(raw)
-    except (ValueError, KeyError, TypeError, zlib.error) as error:
+        if path.stat().st_size > size + (1 << 16):
+            raise ValueError("larger than its shard")
+        return _checked(_parse_strict(path.read_bytes(), size))
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError, zlib.error) as error:
         raise DataError(f"{path}: not a shard index of this version ({error}); run `vlp data index`") from None
 
 
-def _parse_strict(raw: bytes) -> ShardIndex:
+def _checked(index: ShardIndex) -> ShardIndex:
+    """The index; ValueError unless every row lies in the arrays, and every member in the tar."""
+    starts, ends_, offset, size = (
+        getattr(index, name).astype(np.int64) for name in ("starts", "key_ends", "offset", "size")
+    )
+    counts = starts[0] == 0 and starts[-1] == len(offset) and (np.diff(starts) > 0).all()
+    keys = (np.diff(ends_, prepend=0) >= 0).all() and (ends_[-1] if len(ends_) else 0) == len(index.key_bytes)
+    inside = (offset >= 0) & (size >= 0) & (offset <= index.bytes) & (size <= index.bytes - offset)
+    if not (counts and keys and inside.all() and (index.extension < len(index.extensions)).all()):
+        raise ValueError("its places do not lie in the tar")
+    return index
+
+
+def _parse_strict(raw: bytes, size: int) -> ShardIndex:
     if not raw.startswith(MAGIC):
         raise ValueError(f"starts with {raw[:24]!r}")
     line, _, body = raw[len(MAGIC) :].partition(b"\n")
     head = json.loads(line)
     if zlib.crc32(body) != head["crc32"]:
         raise ValueError("checksum differs")
-    content, position = zlib.decompress(body), 0
+    if head["bytes"] != size:
+        raise ValueError(f"made for a tar of {head['bytes']} bytes, it has {size}")
     n, m = head["samples"], head["members"]
+    if not 0 <= n <= m <= size // BLOCK:
+        raise ValueError(f"{n} samples of {m} members in a tar of {size} bytes")
+    packer, position = zlib.decompressobj(), 0
+    content = packer.decompress(body, 8 * n + 18 * m + 4 + size)  # keys stand in the tar too
+    if not packer.eof or packer.unconsumed_tail:
+        raise ValueError("it unpacks to more than an index of this tar")
     arrays: dict[str, Any] = {}
     for (name, dtype), count in zip(_ARRAYS, (n + 1, m, m, m, n)):
         arrays[name] = np.frombuffer(content, dtype, count, position)

@@ -21,7 +21,7 @@ def contact_sheet(hits: Sequence[Hit], query: Query | str, out: str | Path, *, n
     found = f"{figure(len(hits))} nearest pictures, best first; the score is the cosine with the query. {note}".strip()
     grid = tag("div", *(_card(rank, hit) for rank, hit in enumerate(hits, start=1)), class_="sheet")
     page = document(f"Search: {asked.text or 'a picture'}", _header(asked), tag("p", found, class_="note"), grid)
-    out.write_text(page, encoding="utf-8")
+    out.write_text(page, encoding="utf-8", errors="backslashreplace")  # keys may be bytes that are no text
     return out
 
 
