@@ -146,7 +146,7 @@ def fault(path: Path) -> str:
                 return f"{name} does not have the hash of the manifest"
     except FileNotFoundError:
         return f"no {MANIFEST}: the save did not finish"
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         return f"{MANIFEST} is not readable: {error}"
     except OSError as error:
         return f"it cannot be read: {error}"

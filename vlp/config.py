@@ -13,10 +13,14 @@ from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
 from vlp.registry import Named, Part, PartError, locate, nearest
+from vlp.untrusted import read_text
 
 P = TypeVar("P", bound=BaseModel)
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
+MAX_VALUES = 20_000
+_BREAKS = frozenset("\r\x85\u2028\u2029\ufeff")
+_SHOWN = 120  # letters of a value in a message
 
 
 class ConfigError(ValueError):
@@ -24,16 +28,64 @@ class ConfigError(ValueError):
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML 1.2-like scalars: `5e-4` is a number, `no` and `12:30` are strings; aliases are refused."""
+    """Safe YAML 1.2-like scalars: `5e-4` is a number, `no` and `12:30` are strings.
+
+    Refused with their line: aliases, tags, keys that stand twice, and more values or levels than a configuration has.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.nodes = self.levels = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
-            raise ConfigError(f"line {event.start_mark.line + 1}: YAML aliases are not allowed; write the value out")
-        return super().compose_node(parent, index)
+        event = self.peek_event()
+        self.nodes += 1
+        if isinstance(event, yaml.AliasEvent):
+            raise _at(event, "YAML aliases are not allowed; write the value out")
+        if event.tag is not None:
+            tag = event.tag.replace("tag:yaml.org,2002:", "!!")
+            raise _at(event, f"the tag {tag} is not allowed; write the value plainly, or in quotes")
+        if self.nodes > MAX_VALUES:
+            raise _at(event, f"more than {MAX_VALUES} values; a configuration has fewer")
+        self.levels += isinstance(event, yaml.CollectionStartEvent)
+        if self.levels > MAX_DEPTH:
+            raise _at(event, f"nested deeper than {MAX_DEPTH}")
+        node = super().compose_node(parent, index)
+        self.levels -= isinstance(event, yaml.CollectionStartEvent)
+        return node
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise _at(key, f'"{key.value:.80}" stands there twice; of two values one would be lost')
+                seen.add(key.value)
+        return node
 
 
+def _at(place: Any, fault: str) -> ConfigError:
+    return ConfigError(f"line {place.start_mark.line + 1}: {fault}")
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what either this module or YAML 1.1 would take for something else than a text; writes no aliases."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _quoted(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    """Breaks of lines that a reader of plain YAML makes others of are escaped."""
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if _BREAKS & set(text) else None)
+
+
+_Dumper.add_representer(str, _quoted)
 _Loader.yaml_implicit_resolvers = {}
+_Dumper.yaml_implicit_resolvers = {
+    first: list(known) for first, known in yaml.SafeDumper.yaml_implicit_resolvers.items()
+}
 for _tag, _pattern, _first in (
     ("bool", r"^(?:true|True|false|False)$", "tTfF"),
     ("int", r"^[-+]?(?:0|[1-9][0-9_]*)$", "-+0123456789"),
@@ -44,22 +96,20 @@ for _tag, _pattern, _first in (
     ),
     ("null", r"^(?:~|null|None|)$", ["~", "n", "N", ""]),
 ):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))
+    for _side in (_Loader, _Dumper):
+        _side.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(_pattern), list(_first))
 
 
 def parse_yaml(text: str, *, where: str = "<text>") -> Any:
     """The plain value of a YAML text; ConfigError with file and line if it is none, too large or too deep."""
     if len(text) > MAX_BYTES:
-        raise ConfigError(f"{where}: {len(text)} bytes; a configuration may have {MAX_BYTES}")
+        raise ConfigError(f"{where}: {len(text)} letters; a configuration may have {MAX_BYTES}")
     try:
-        value = yaml.load(text, Loader=_Loader)
+        return yaml.load(text, Loader=_Loader)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a number of thousands of digits
         raise ConfigError(f"{where}: not YAML: {error}") from None
-    if _depth(value) > MAX_DEPTH:
-        raise ConfigError(f"{where}: nested deeper than {MAX_DEPTH}")
-    return value
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -68,7 +118,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         near = nearest(path.name, [p.name for p in path.parent.glob("*.y*ml")]) if path.parent.is_dir() else ""
         raise ConfigError(f"no configuration file {path} (in {Path.cwd()}){near}")
-    value = parse_yaml(path.read_text(encoding="utf-8"), where=str(path))
+    try:
+        text = read_text(path, max_bytes=MAX_BYTES)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    value = parse_yaml(text, where=str(path))
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: holds a {type(value).__name__}, not a mapping of settings")
     return value
@@ -102,7 +156,7 @@ def validate(cls: type[P], values: Mapping[str, Any], *, where: str) -> P:
 def to_yaml(value: Any) -> str:
     """YAML text that `parse_yaml` reads back to the same value."""
     plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
-    return str(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=110))
+    return str(yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110))
 
 
 class Setting(NamedTuple):
@@ -150,7 +204,7 @@ def _assign(target: Any, path: list[str], value: Any, whole: str) -> None:
     for position, name in enumerate(path):
         last = position == len(path) - 1
         if isinstance(target, list):
-            if not name.isdigit() or int(name) >= len(target):
+            if not _is_place(name) or int(name) >= len(target):
                 whole_list = ".".join(path[:position])
                 raise ConfigError(
                     f'override "{whole}": "{name}" is no item of a list of {len(target)} (0-based); '
@@ -164,11 +218,15 @@ def _assign(target: Any, path: list[str], value: Any, whole: str) -> None:
             if last:
                 target[name] = value
                 continue
-            if name not in target and path[position + 1].isdigit():
+            if name not in target and _is_place(path[position + 1]):
                 raise ConfigError(f'override "{whole}": the list "{name}" is not set; give it whole: {name}=[{{...}}]')
             target = target.setdefault(name, {})
         else:
             raise ConfigError(f'override "{whole}": "{path[position - 1]}" holds {target!r}, which has no fields')
+
+
+def _is_place(name: str) -> bool:
+    return name.isascii() and name.isdigit() and len(name) < 10
 
 
 def _explain(error: ValidationError, cls: type[BaseModel], prefix: tuple[Any, ...]) -> Iterator[str]:
@@ -191,7 +249,7 @@ def _explain(error: ValidationError, cls: type[BaseModel], prefix: tuple[Any, ..
         elif item["type"] in ("value_error", "assertion_error"):
             yield f"{dotted}: {inner}"
         else:
-            yield f"{dotted}: {item['msg']} (got {item['input']!r})"
+            yield f"{dotted}: {item['msg']} (got {item['input']!r:.{_SHOWN}})"
 
 
 _PARTS: dict[str, type[BaseModel]] = {}
@@ -231,11 +289,3 @@ def _model_in(annotation: Any) -> Any:
 
 def _is_noise(part: Any) -> bool:
     return isinstance(part, str) and (part.startswith(("function-", "lax-or", "union")) or "[" in part)
-
-
-def _depth(value: Any) -> int:
-    if isinstance(value, Mapping):
-        return 1 + max((_depth(item) for item in value.values()), default=0)
-    if isinstance(value, list):
-        return 1 + max((_depth(item) for item in value), default=0)
-    return 0

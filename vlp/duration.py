@@ -25,11 +25,16 @@ class Span(NamedTuple):
         return f"{number}{'%' if self.unit == 'percent' else self.unit}"
 
 
+_MOST = 1e18  # steps or samples; also what no float counts one by one
+
+
 def parse(value: Any) -> Span:
     """The span written as `value`; ValueError showing the accepted forms if it is none."""
     if isinstance(value, Span):
         return value
     if isinstance(value, int | float) and not isinstance(value, bool):
+        if not abs(value) <= _MOST:
+            raise ValueError(f"{value!r:.40} is no duration: it has no end")
         return Span(float(value), "steps")
     match = _PATTERN.match(str(value))
     if match is None:

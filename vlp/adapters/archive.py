@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from vlp.adapters.classifier import ABOUT, SCHEMA, WEIGHTS
+from vlp.untrusted import read_object, read_tensors
 
 
 def write(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
@@ -24,9 +25,9 @@ def write(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any])
 def read(folder: Path, *, kind: str, tensors: tuple[str, ...]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and facts that `write` wrote; ValueError naming the folder if it holds no classifier of that kind."""
     try:
-        facts = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-        found = load_file(folder / WEIGHTS)
-    except (OSError, ValueError) as error:
+        facts = read_object(folder / ABOUT)
+        found = read_tensors(folder / WEIGHTS)
+    except ValueError as error:
         raise ValueError(f"{folder} holds no classifier ({ABOUT} and {WEIGHTS}): {error}") from None
     if facts.get("schema") != SCHEMA:
         raise ValueError(f"{folder / ABOUT}: schema {facts.get('schema')!r}; this version reads {SCHEMA}")

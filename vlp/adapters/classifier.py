@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
+
+from vlp.untrusted import read_object, read_tensors
 
 WEIGHTS, ABOUT = "classifier.safetensors", "classifier.json"
 SCHEMA = 1
@@ -51,9 +53,9 @@ class LinearClassifier:
     def load(cls, folder: Path) -> LinearClassifier:
         """The classifier that `save` wrote; ValueError naming the folder if it is none."""
         try:
-            about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-            tensors = load_file(folder / WEIGHTS)
-        except (OSError, ValueError) as error:
+            about = read_object(folder / ABOUT)
+            tensors = read_tensors(folder / WEIGHTS)
+        except ValueError as error:
             raise ValueError(f"{folder} holds no classifier ({ABOUT} and {WEIGHTS}): {error}") from None
         if about.get("schema") != SCHEMA:
             raise ValueError(f"{folder / ABOUT}: schema {about.get('schema')!r}; this version reads {SCHEMA}")

@@ -9,12 +9,13 @@ from typing import Any, Self
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from vlp.adapters.classifier import ABOUT, LinearClassifier
 from vlp.adapters.tuning import autocast, frozen
+from vlp.untrusted import read_object, read_tensors
 
 LEARNED = "prompts.safetensors"
 
@@ -52,10 +53,10 @@ class ContextClassifier(LinearClassifier):
     def read(cls, folder: Path) -> dict[str, Any]:
         """What `save` wrote, as the constructor takes it."""
         plain = LinearClassifier.load(folder)
-        kind = json.loads((folder / ABOUT).read_text(encoding="utf-8")).get("kind")
+        kind = read_object(folder / ABOUT).get("kind")
         if kind != cls.kind:
             raise ValueError(f'{folder / ABOUT}: a classifier of kind "{kind}"; {cls.__name__} reads "{cls.kind}"')
-        learned = load_file(folder / LEARNED)
+        learned = read_tensors(folder / LEARNED)
         given = {"names": plain.names, "scale": plain.scale, "about": plain.about}
         return {"weight": plain.weight, "learned": learned, **given}
 

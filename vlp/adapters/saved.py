@@ -12,6 +12,7 @@ from vlp.adapters.adapter import Adapter
 from vlp.adapters.dense_task import DENSE_ADAPTERS, DenseAdapter
 from vlp.adapters.restricted import Restricted
 from vlp.adapters.task import Task
+from vlp.untrusted import read_object
 
 FILE = "adapter.json"
 SCHEMA = 1
@@ -71,23 +72,30 @@ def load(folder: Path, encoder: Any = None, *, any_backbone: bool = False) -> An
     about = read_about(folder)
     if encoder is not None:
         _check_backbone(folder, about["weights_hash"], encoder.weights_hash, any_backbone=any_backbone)
-    cls = CLASSIFIERS.resolve(about["kind"])
-    if "encoder" not in inspect.signature(cls.load).parameters:
-        return cls.load(folder)
-    if encoder is None:
+    try:
+        cls = CLASSIFIERS.resolve(about["kind"])
+    except ValueError as error:
+        raise ValueError(f"{folder / FILE}: {error}") from None
+    runs_towers = "encoder" in inspect.signature(cls.load).parameters
+    if runs_towers and encoder is None:
         raise ValueError(f"{folder}: a {about['kind']} runs the model's towers; give the encoder")
-    return cls.load(folder, encoder=encoder)
+    try:
+        return cls.load(folder, encoder=encoder) if runs_towers else cls.load(folder)
+    except (LookupError, TypeError, AttributeError, RuntimeError) as error:  # a file without what its kind has
+        detail = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{folder}: not what `vlp tune --out` writes of a {about['kind']}: {detail}") from error
 
 
 def read_about(folder: Path) -> dict[str, Any]:
     """What adapter.json says; ValueError naming the folder if it holds no fitted adapter."""
     try:
-        about: dict[str, Any] = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        schema = about["schema"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        about = read_object(folder / FILE)
+    except ValueError as error:
         raise ValueError(f"{folder} holds no fitted adapter ({FILE}): {error}; `vlp tune --out` writes one") from None
-    if schema != SCHEMA:
-        raise ValueError(f"{folder / FILE}: schema {schema!r}; this version reads {SCHEMA}")
+    if about.get("schema") != SCHEMA:
+        raise ValueError(f"{folder / FILE}: schema {about.get('schema')!r}; this version reads {SCHEMA}")
+    if not isinstance(about.get("kind"), str) or "weights_hash" not in about:
+        raise ValueError(f"{folder / FILE}: has no kind or no weights_hash; `vlp tune --out` writes both")
     return about
 
 

@@ -26,6 +26,7 @@ FORMATS: tuple[Format, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 _PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)  # frame headers of JPEGs that are drawn scan by scan
 _MAX_SCANS = 100  # writers make about ten; a scan of some bytes costs a pass over all pixels
 _MAX_SCANNED = 1_000_000_000  # pixels, over all scans
+_ROWS = 256  # of 16-bit gray that become larger numbers at once
 _RGB = 3  # torchvision.io.ImageReadMode.RGB
 
 
@@ -107,13 +108,20 @@ def decode_shrunk(data: bytes, factor: int) -> Image.Image:
 def from_pil(image: Image.Image) -> Tensor:
     """uint8 [3, h, w] of a Pillow image of any mode."""
     if image.mode.startswith("I"):  # 16-bit gray; convert("RGB") would clip all above 255 to white
-        gray = np.clip(np.asarray(image), 0, 65535).astype(np.uint32)
-        gray += 128
-        gray //= 257
-        image = Image.fromarray(gray.astype(np.uint8))
-    elif image.mode == "P" and "transparency" in image.info:
+        gray = np.asarray(image)
+        small = np.empty(gray.shape, np.uint8)
+        for row in range(0, len(gray), _ROWS):
+            wide = np.clip(gray[row : row + _ROWS].astype(np.int64), 0, 65535)
+            small[row : row + _ROWS] = (wide + 128) // 257
+        return torch.from_numpy(np.repeat(small[None], 3, axis=0))
+    if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # the same colours as convert("RGB"), without Pillow's warning
-    pixels = np.array(image if image.mode == "RGB" else image.convert("RGB"))
+    if image.mode == "RGBA":  # as convert("RGB"), which drops alpha, without a second picture of four bytes a pixel
+        pixels = np.empty((image.height, image.width, 3), np.uint8)
+        for band in range(3):
+            pixels[..., band] = np.asarray(image.getchannel(band))
+    else:
+        pixels = np.array(image if image.mode == "RGB" else image.convert("RGB"))
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from vlp.types import BadSampleError, Sample
 
 IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
-MAX_JSON = 8 << 20  # bytes; parsed, JSON takes up to thirty times as much memory
+MAX_JSON = 4 << 20  # bytes of a sample's JSON: the small lists that 4 MB may hold take half a second and 100 MB
 _MISSING = object()
 
 

@@ -87,13 +87,14 @@ def _load(source: HuggingFace) -> Any:
         import datasets
     except ImportError as error:
         raise DataError("the huggingface source needs `pip install datasets`") from error
-    if Path(source.path).expanduser().is_dir() and any(Path(source.path).expanduser().glob("*.json")):
-        loaded = datasets.load_from_disk(str(Path(source.path).expanduser()))
-    else:
-        try:
+    folder = Path(source.path).expanduser()
+    try:
+        if folder.is_dir() and any(folder.glob("*.json")):
+            loaded = datasets.load_from_disk(str(folder))
+        else:
             loaded = datasets.load_dataset(source.path, source.subset, revision=source.revision)
-        except (FileNotFoundError, ConnectionError, ValueError) as error:
-            raise DataError(f"{source.path}: not a data set that can be loaded: {error}") from error
+    except Exception as error:  # builders and arrow raise anything; `datasets` runs no script of a set, since 4.0
+        raise DataError(f"{source.path}: not a data set that can be loaded: {error}") from error
     if isinstance(loaded, datasets.DatasetDict):
         if source.part not in loaded:
             raise DataError(f'{source.path}: no split "{source.part}"{nearest(source.part, loaded)}; set `part`')

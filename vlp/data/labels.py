@@ -24,7 +24,7 @@ class Labels(Part):
     classes: tuple[str, ...] | str = ()
     templates: tuple[str, ...] | str = "photo"
 
-    @field_validator("templates", mode="before")
+    @field_validator("templates")
     @classmethod
     def _fillable(cls, value: Any) -> Any:
         if isinstance(value, str):

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 MANIFEST = "dataset.json"
 SCHEMA = 1
@@ -30,6 +30,14 @@ class ShardEntry(BaseModel):
     bytes: int = Field(ge=0)
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     index: str | None = None  # the side index, `<file>.index` when there is one
+
+    @field_validator("file")
+    @classmethod
+    def _in_the_folder(cls, file: str) -> str:
+        """A name that leads elsewhere would have other files read, and indexes written beside them."""
+        if file in ("", ".", "..") or any(letter in file for letter in "/\\\0:"):
+            raise ValueError(f"{file!r} is no plain name of a file in this folder")
+        return file
 
 
 class DatasetManifest(BaseModel):

@@ -44,7 +44,7 @@ class Shards(Source):
         return self.title or (path.name if not path.suffix and "*" not in path.name else path.parent.name) or "shards"
 
     def open(self, cache: ShardCache) -> TarRecords:
-        return TarRecords(self, resolve(self.urls), cache)
+        return TarRecords(self, resolve(self.urls, web=cache.web), cache)
 
 
 class TarRecords(Finite):

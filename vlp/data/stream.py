@@ -2,7 +2,7 @@
 
 The guarantees are weaker than those of indexed shards. The order depends on the numbers of ranks and of workers; a
 resumed run does not go on where it stopped but starts another pass, with shards in another order; "once an epoch" holds
-only while all workers are equally fast. webdataset itself ends a shard in silence at a damaged header.
+only while all workers are equally fast. A shard ends in silence at a damaged header, as Python's `tarfile` does.
 """
 
 from __future__ import annotations
@@ -10,18 +10,23 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import lzma
 import os
+import tarfile
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
 import torch.utils.data
 from pydantic import Field
 
+from vlp.data import flow
+from vlp.data.http import Web
 from vlp.data.order import keyed_rng, permutation
 from vlp.data.remote import ShardCache
 from vlp.data.schema import DataError
 from vlp.data.sources import Records, Source
-from vlp.data.urls import braces, refuse_pipe
+from vlp.data.urls import braces, checked, is_pipe
 from vlp.types import Sample, Skip
 
 _PASS, _SHUFFLE = 5, 6
@@ -34,6 +39,9 @@ class WebDataset(Source):
     samples_per_epoch: int = Field(ge=1, description="what an epoch of it is taken to be; a stream does not know")
     shuffle: int = Field(1000, ge=0, description="samples held to draw the next one from")
     allow_pipe: bool = Field(False, description="let `pipe:` urls run their shell command, and `-` read stdin")
+    allow_packed: bool = Field(False, description="read .tar.gz and the like: what they unpack to has no bound")
+    max_member_mb: float = Field(256.0, gt=0, description="largest file in a tar; a larger one ends its shard")
+    web: Web = Field(Web(), description="of http and https; its seconds run while the samples of a shard are used")
 
     @property
     def endless(self) -> bool:
@@ -44,15 +52,13 @@ class WebDataset(Source):
 
     def shards(self) -> list[str]:
         """Every url, braces and `::` written out; DataError for pipes that were not allowed."""
-        words = [self.urls] if isinstance(self.urls, str) else self.urls
         found = []
-        for word in words:
-            if word.startswith("pipe:") or word == "-":
-                if not self.allow_pipe:
-                    refuse_pipe(word)
-                found.append(word)
-            else:
-                found += [url for piece in word.split("::") for url in braces(piece)]
+        for word in [self.urls] if isinstance(self.urls, str) else self.urls:
+            whole = self.allow_pipe and is_pipe(word)  # a command may have braces and "::" of its own
+            found += [word] if whole else [url for piece in word.split("::") if piece for url in braces(piece)]
+        for url in found:
+            if not (self.allow_pipe and is_pipe(url)):
+                checked(url)
         if not found:
             raise DataError(f"{self.shown()}: no urls")
         return found
@@ -132,33 +138,39 @@ class Stream:
                 got += 1
                 yield sample
             if not got:
+                last = f" (the last: {self.failures[-1].shard}: {self.failures[-1].detail})" if self.failures else ""
                 raise DataError(
                     f"{self.source.shown()}: a whole pass over {len(urls)} urls gave part {part} of {parts} no sample; "
-                    f"failures so far: {self.notes or 'none'}; are these tars of samples, and enough of them?"
+                    f"failures so far: {self.notes or 'none'}{last}; are these tars of samples, and enough of them?"
                 )
 
     def _read(self, urls: list[str]) -> Iterator[dict[str, Any]]:
         """Samples of some urls; one that cannot be opened or read on fails. Files are closed, unlike in webdataset."""
-        from webdataset.gopen import gopen
-        from webdataset.tariterators import group_by_keys, tar_file_expander
+        from webdataset.tariterators import group_by_keys
 
         for url in urls:
             failed = functools.partial(self._failed, url, set())
             try:
-                opened = gopen(url)
-            except OSError as error:
+                opened = flow.opened(url, self.source.web, allow_pipe=self.source.allow_pipe)
+            except (OSError, ValueError) as error:
                 failed("unreadable_shard", error)
                 continue
             try:
-                files = tar_file_expander(
-                    [{"url": url, "stream": opened}], handler=functools.partial(failed, "unreadable_shard")
+                yield from group_by_keys(
+                    self._files(url, opened, failed), handler=functools.partial(failed, "bad_member")
                 )
-                for sample in group_by_keys(files, handler=functools.partial(failed, "bad_member")):
-                    if sample and "__key__" in sample:  # webdataset 1.0 ends every shard with an empty dict
-                        yield sample
             finally:
                 with contextlib.suppress(OSError):  # a pipe that was not read to its end
                     opened.close()
+
+    def _files(self, url: str, opened: flow.Stream, failed: Any) -> Iterator[dict[str, Any]]:
+        """Members as webdataset groups them, up to the first damage."""
+        limit = int(self.source.max_member_mb * 1e6)
+        try:
+            for name, data in flow.files(opened, max_bytes=limit, allow_packed=self.source.allow_packed):
+                yield {"fname": name, "data": data, "__url__": url}
+        except (OSError, ValueError, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
+            failed("unreadable_shard", error)
 
     def _failed(self, url: str, told: set[str], reason: str, error: Exception) -> bool:
         """Keeps a failure for the next batch and goes on; webdataset tells of one damage up to twice."""

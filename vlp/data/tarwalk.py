@@ -62,7 +62,7 @@ def _walk(data: mmap.mmap, total: int, seen: Callable[[bytes], object] | None) -
         header = data[position : position + BLOCK]
         if not header:
             raise TarDamageError(
-                "no_end_marker", position, "the file ends without an end marker: its writer was stopped"
+                "no_end_marker", min(position, total), "the file ends without an end marker: its writer was stopped"
             )
         if len(header) < BLOCK:
             raise TarDamageError("cut_header", position, f"the file ends {len(header)} bytes into a header")

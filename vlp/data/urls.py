@@ -12,34 +12,65 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from vlp.data import http
+from vlp.data.http import Web
 from vlp.data.schema import MANIFEST, DataError, read_manifest
 from vlp.registry import nearest
 
 _MAX_SHARDS = 1_000_000
 _SHOWN = 20
+STORES = ("s3", "gs", "memory")  # read through fsspec, which has the credentials
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
-def resolve(urls: str | Sequence[str]) -> list[str]:
+def resolve(urls: str | Sequence[str], *, web: Web | None = None) -> list[str]:
     """Every shard that `urls` names, in order; DataError for patterns without match and for all missing ones."""
     words = [word for url in ([urls] if isinstance(urls, str) else urls) for word in url.split("::") if word.strip()]
     if not words:
         raise DataError("no shards given: `urls` is empty")
-    shards = [shard for word in words for shard in _expand(word.strip())]
+    shards = list(itertools.islice((shard for word in words for shard in _expand(word.strip())), _MAX_SHARDS + 1))
+    if len(shards) > _MAX_SHARDS:
+        raise DataError(f"more than {_MAX_SHARDS} shards")
     twice = [shard for shard, count in Counter(shards).items() if count > 1]
     if twice:
         raise DataError(f"listed twice: {_listing(twice)}; to see a source more often give it a larger weight")
-    _require_all(shards)
+    _require_all(shards, web or Web())
     return shards
+
+
+def scheme(url: str) -> str:
+    """Scheme of a url in lower case; "file" for a path."""
+    found = _SCHEME.match(url)
+    return found[1].lower() if found else "file"
 
 
 def is_remote(url: str) -> bool:
     """True for `scheme://...` other than file."""
-    return "://" in url and not url.startswith("file://")
+    return scheme(url) != "file"
+
+
+def is_pipe(url: str) -> bool:
+    """Whether a url is a command to run, or standard input."""
+    return url.strip().lower().startswith("pipe:") or url.strip() == "-"
+
+
+def checked(url: str) -> str:
+    """The url; DataError if it is of a scheme that is not read, or would run a command or read standard input."""
+    refuse_pipe(url)
+    if "\0" in url:
+        raise DataError(f"{url!r}: a NUL in a path")
+    kind = scheme(url)
+    if kind in ("http", "https"):
+        http.checked(url)
+    elif kind not in ("file", *STORES):
+        known = ", ".join(["a path", "file", "http", "https", *STORES])
+        raise DataError(f"{http.shown(url)}: shards are not read over {kind}; known: {known}")
+    return url
 
 
 def refuse_pipe(url: str) -> None:
     """DataError for urls that run a command or read standard input."""
-    if url.startswith("pipe:") or url == "-":
+    if is_pipe(url):
         raise DataError(
             f"{url!r}: pipes run shell commands and cannot be indexed; use the `webdataset` source, "
             "with `allow_pipe: true` if you trust the command"
@@ -51,9 +82,11 @@ def remote_fs(url: str) -> tuple[Any, str]:
     import fsspec
 
     try:
-        fs, path = fsspec.core.url_to_fs(url)
+        fs, path = fsspec.core.url_to_fs(checked(url))
     except (ImportError, ValueError) as error:
-        raise DataError(f"{url}: {error}; drivers for http and s3 come with `pip install -e '.[remote]'`") from None
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{url}: {error}; the driver for s3 comes with `pip install -e '.[remote]'`") from None
     return fs, path
 
 
@@ -62,24 +95,38 @@ def braces(pattern: str) -> list[str]:
     from braceexpand import braceexpand
 
     counts = [abs(int(last) - int(first)) + 1 for first, last in re.findall(r"\{(-?\d+)\.\.(-?\d+)", pattern)]
+    counts += [abs(ord(last) - ord(first)) + 1 for first, last in re.findall(r"\{([^\W\d_])\.\.([^\W\d_])", pattern)]
     counts += [body.count(",") + 1 for body in re.findall(r"\{([^{}]*,[^{}]*)\}", pattern)]
     if math.prod(counts) > _MAX_SHARDS:  # before it is tried: ranges are written out whole
         raise DataError(f"{pattern}: names more than {_MAX_SHARDS} shards")
     try:
-        return list(braceexpand(pattern))
-    except ValueError as error:
-        raise DataError(f"{pattern}: {error}") from None
+        found = list(itertools.islice(braceexpand(pattern), _MAX_SHARDS + 1))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{pattern[:200]}: {error}") from None
+    if len(found) > _MAX_SHARDS:
+        raise DataError(f"{pattern}: names more than {_MAX_SHARDS} shards")
+    return found
 
 
 def _expand(word: str) -> list[str]:
-    refuse_pipe(word)
-    if Path(word).expanduser().exists():  # a path with braces or brackets in its name
+    checked(word)
+    if _there(word):  # a path with braces or brackets in its name
         return _folder_or_file(word)
-    return [shard for url in braces(word) for shard in _match(url, word)]
+    return [shard for url in braces(word) for shard in _match(checked(url), word)]
+
+
+def _there(word: str) -> bool:
+    try:
+        return _local(word).exists()
+    except OSError as error:  # too long a name, for one
+        raise DataError(f"{word[:200]!r}: no path: {error}") from None
 
 
 def _match(url: str, pattern: str) -> list[str]:
-    if not any(letter in url for letter in "*?["):
+    web = scheme(url) in ("http", "https")
+    if web and "*" in url:
+        raise DataError(f"{http.shown(url)}: a web server lists no files; write them out with braces, {{000..127}}")
+    if web or not any(letter in url for letter in "*?["):
         return _folder_or_file(url)
     if is_remote(url):
         fs, path = remote_fs(url)
@@ -103,21 +150,23 @@ def _folder_or_file(url: str) -> list[str]:
     return found
 
 
-def _require_all(shards: Sequence[str]) -> None:
+def _require_all(shards: Sequence[str], web: Web) -> None:
     local = [shard for shard in shards if not is_remote(shard)]
     missing = [shard for shard in local if not Path(shard).is_file()]
     remote = [shard for shard in shards if is_remote(shard)]
     if remote:
         with ThreadPoolExecutor(16) as pool:
-            missing += [url for url, there in zip(remote, pool.map(_exists, remote)) if not there]
+            missing += [url for url, there in zip(remote, pool.map(lambda url: _exists(url, web), remote)) if not there]
     if missing:
         raise DataError(
             f"{len(missing)} of {len(shards)} shards are missing (in {Path.cwd()}): "
-            f"{_listing(missing)}{_near(missing[0])}"
+            f"{_listing([http.shown(url) if is_remote(url) else url for url in missing])}{_near(missing[0])}"
         )
 
 
-def _exists(url: str) -> bool:
+def _exists(url: str, web: Web) -> bool:
+    if scheme(url) in ("http", "https"):
+        return http.exists(url, web)
     fs, path = remote_fs(url)
     try:
         return bool(fs.exists(path))
@@ -126,7 +175,11 @@ def _exists(url: str) -> bool:
 
 
 def _local(url: str) -> Path:
-    return Path(url.removeprefix("file://")).expanduser()
+    path = Path(_SCHEME.sub("", url, count=1))
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise DataError(f"{url}: {error}") from None
 
 
 def _listing(names: Sequence[str]) -> str:

@@ -12,6 +12,7 @@ from vlp.models.image import PatchDropout
 
 _PROBE_VISION = {"image_size": 8, "patch_size": 8, "width": 8, "head_width": 8, "layers": 1}
 _PROBE_TEXT = {"context_length": 2, "vocab_size": 2, "width": 8, "heads": 1, "layers": 1}
+_TIMM_FILES = {"checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
 _HF_POOLERS = {
     "mean_pooler": "mean",
     "max_pooler": "max",
@@ -85,6 +86,8 @@ def _timm_arguments(arch: Arch, patch_dropout: float) -> dict[str, Any]:
     """What timm is told beyond open_clip's words, if anything."""
     vision = arch.config["vision_cfg"]
     extra = dict(arch.ours.get("timm", {}))
+    if files := extra.keys() & _TIMM_FILES:
+        raise ValueError(f"timm arguments of this model name files to load: {', '.join(sorted(files))}; remove them")
     if patch_dropout:
         extra["patch_drop_rate"] = patch_dropout
     if not extra:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from vlp.models import hf_clip
 from vlp.models.arch import CONFIG_FILE, HF_FILE, OURS_FILE, Arch
 from vlp.registry import nearest
+from vlp.untrusted import read_object
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -44,7 +44,7 @@ def read_folder(folder: Path) -> Arch:
     if (folder / CONFIG_FILE).is_file():
         arch = _read_config(folder / CONFIG_FILE)
         if (folder / OURS_FILE).is_file():
-            arch.ours = json.loads((folder / OURS_FILE).read_text(encoding="utf-8"))
+            arch.ours = read_object(folder / OURS_FILE)
         arch.base = folder
         return arch
     if (folder / HF_FILE).is_file():
@@ -53,12 +53,13 @@ def read_folder(folder: Path) -> Arch:
 
 
 def _read_config(path: Path) -> Arch:
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_object(path)
     config = content.get("model_cfg", content)
-    for key in ("embed_dim", "vision_cfg", "text_cfg"):
-        if key not in config:
+    for key, kind in (("embed_dim", int), ("vision_cfg", dict), ("text_cfg", dict)):
+        if not isinstance(config, dict) or not isinstance(config.get(key), kind):
+            what = "missing" if not isinstance(config, dict) or key not in config else f"no {kind.__name__}"
             raise ValueError(
-                f'{path}: "{key}" is missing; an open_clip model configuration has embed_dim, vision_cfg, text_cfg'
+                f'{path}: "{key}" is {what}; an open_clip model configuration has embed_dim, vision_cfg, text_cfg'
             )
     return Arch(config, content.get("preprocess_cfg", {}))
 

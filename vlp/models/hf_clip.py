@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from vlp.models.arch import HF_FILE, Arch
 from vlp.models.state import State
 from vlp.registry import nearest
+from vlp.untrusted import read_object
 
 _KINDS = ("clip", "siglip")
 _LEGACY_EOS = 2  # published CLIP folders name id 2, and transformers then takes the highest id, as OpenAI did
@@ -43,7 +43,7 @@ def _configs(folder: Path) -> tuple[dict[str, Any], Any]:
     """The raw config.json, and transformers' reading of it, which knows the defaults."""
     from transformers import CLIPConfig, SiglipConfig
 
-    hf = json.loads((folder / HF_FILE).read_text(encoding="utf-8"))
+    hf = read_object(folder / HF_FILE)
     kind = hf.get("model_type", "")
     if kind not in _KINDS:
         raise ValueError(f'{folder}: model_type "{kind}" of transformers is not known here{nearest(kind, _KINDS)}')
@@ -129,7 +129,7 @@ def _text_cfg(text: Any) -> dict[str, Any]:
 def _preprocess(folder: Path, kind: str) -> dict[str, Any]:
     """From preprocessor_config.json, where there is one; SigLIP squashes, CLIP crops."""
     file = folder / "preprocessor_config.json"
-    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    found = read_object(file) if file.is_file() else {}
     half = [0.5, 0.5, 0.5] if kind == "siglip" else None
     known = {"mean": found.get("image_mean", half), "std": found.get("image_std", half)}
     known["size"] = _side(found.get("crop_size") or found.get("size"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from torch import Tensor
 
 from vlp.models.build import class_of
 from vlp.models.dual import Dual
+from vlp.untrusted import read_object, read_tensors
 
+_MAX_PACKED = 16 << 20  # bytes that a TorchScript archive, which is told so, may unpack to beyond its own
 State = dict[str, Tensor]
 WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors", "pytorch_model.bin")
 _TEXT = ("positional_embedding", "token_embedding.", "transformer.", "ln_final.", "text_projection", "cls_emb")
@@ -32,14 +35,10 @@ def weight_file(folder: Path) -> Path:
 def read_weights(path: Path) -> State:
     """Name to tensor, from .safetensors (also sharded, by its index) or a torch file; nothing in it is executed."""
     if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return dict(load_file(path))
+        return read_tensors(path)
     if path.name.endswith(".index.json"):
-        import json
-
-        shards = sorted(set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()))
-        return {name: tensor for shard in shards for name, tensor in read_weights(path.parent / shard).items()}
+        return {name: tensor for shard in _parts(path) for name, tensor in read_weights(shard).items()}
+    _refuse_packed(path)
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -51,7 +50,33 @@ def read_weights(path: Path) -> State:
         content = content["state_dict"]  # open_clip's training checkpoints
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(f"{path}: holds no state_dict; known are plain ones and open_clip's checkpoints")
-    return {name.removeprefix("module."): tensor for name, tensor in content.items()}
+    for name, tensor in content.items():
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise ValueError(f"{path}: {name} says {tuple(tensor.shape)}, and has bytes for fewer numbers")
+    return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+def _parts(index: Path) -> list[Path]:
+    """The files that the index of a sharded file names, all of them beside it."""
+    places = read_object(index).get("weight_map")
+    names = sorted(set(map(str, places.values()))) if isinstance(places, dict) else []
+    for name in names or [""]:
+        if Path(name).name != name or Path(name).suffix not in (".safetensors", ".bin"):
+            raise ValueError(f'{index}: weight_map names "{name}", which is no file of weights beside it')
+    return [index.parent / name for name in names]
+
+
+def _refuse_packed(path: Path) -> None:
+    """ValueError for a torch file that unpacks to far more than it has: torch compresses no tensor."""
+    if not path.is_file() or not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(part.file_size for part in archive.infolist())
+    except (OSError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: a damaged torch file: {error}") from error
+    if unpacked > path.stat().st_size + _MAX_PACKED:
+        raise ValueError(f"{path}: {path.stat().st_size} bytes that unpack to {unpacked}, which torch never writes")
 
 
 def is_openai(state: State) -> bool:
@@ -70,6 +95,8 @@ def to_ours(state: State) -> State:
             continue  # CoCa's caption decoder has no place in two towers
         if plain and name.startswith(_TEXT):
             name = f"text.{name}"
+        if name in _SCALARS and tensor.numel() != 1:
+            raise ValueError(f"{name} of the weights has shape {tuple(tensor.shape)}; it is one number")
         ours[name] = tensor.reshape(1) if name in _SCALARS else tensor
     return ours
 

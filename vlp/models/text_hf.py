@@ -128,13 +128,34 @@ def _projection(kind: str, hidden: int, dim: int) -> nn.Module:
 def _encoder(settings: HFTextConfig, *, pretrained: bool) -> Any:
     from transformers import AutoConfig, AutoModel
 
-    if isinstance(settings.hf, dict):
-        model = AutoModel.from_config(AutoConfig.for_model(**settings.hf))
-    elif pretrained:
-        model = AutoModel.from_pretrained(_readable(settings.hf))
-    else:
-        model = AutoModel.from_config(AutoConfig.from_pretrained(_readable(settings.hf)))
+    name = None if isinstance(settings.hf, dict) else _readable(settings.hf)
+    try:
+        if isinstance(settings.hf, dict):
+            config = AutoConfig.for_model(**settings.hf)
+        else:
+            config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        _refuse_kernels(config, name)
+        if name is not None and pretrained:
+            model = AutoModel.from_pretrained(name, config=config, trust_remote_code=False)
+        else:
+            model = AutoModel.from_config(config, trust_remote_code=False)
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ValueError(
+            f"model.text.hf: {name or settings.hf} is a model whose code comes with its files, and that is not run; "
+            "take an encoder that transformers itself has"
+        ) from error
     return model.encoder if getattr(model.config, "is_encoder_decoder", False) else model
+
+
+def _refuse_kernels(config: Any, name: str | None) -> None:
+    """ValueError for an attention that is to be fetched from a hub: it would be code."""
+    wanted = getattr(config, "_attn_implementation", None)
+    if any("/" in str(way) for way in (wanted.values() if isinstance(wanted, dict) else [wanted])):
+        raise ValueError(
+            f"model.text.hf: {name or config.model_type} asks for the attention {wanted}, which is fetched code"
+        )
 
 
 def _readable(name: str) -> str:

@@ -110,7 +110,7 @@ def _write_items(folder: Path, samples: Iterable[Sample], captions: Captions) ->
                 "caption": next(iter(_texts(sample, captions)), ""),
                 "thumbnail": [offset, len(small)],
             }
-            lines.write(json.dumps(item, ensure_ascii=False) + "\n")
+            lines.write(json.dumps(item) + "\n")  # ASCII: keys may be bytes that are no text
             offset += len(small)
         if not offset:
             thumbs.write(b"\0")  # an empty file cannot be mapped

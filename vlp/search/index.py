@@ -8,7 +8,6 @@ INDEX/thumbs.bin            JPEGs one after another
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
 from collections.abc import Sequence
@@ -19,12 +18,12 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from vlp.api import VLP, load
 from vlp.pictures import Picture
+from vlp.untrusted import parse_json, read_tensors
 
 SCHEMA = 1
 BLOCK = 65_536  # rows that become fp32 at once
@@ -114,7 +113,10 @@ class Index:
         """The index in `folder`; SearchError if there is none, it is not whole, or it belongs to other weights."""
         folder = Path(folder)
         about = _read_about(folder)
-        features = load_file(folder / "features.safetensors")["image"]
+        try:
+            features = read_tensors(folder / "features.safetensors").get("image", torch.empty(0))
+        except ValueError as error:
+            raise SearchError(f"{error}; make the index again") from error
         if features.shape != (about.count, about.width):
             raise SearchError(
                 f"{folder}: features are {tuple(features.shape)}, not {about.count, about.width}; make it again"
@@ -187,9 +189,14 @@ class Index:
         return [self._hit(row, score) for row, score in zip(rows.tolist(), scores.tolist(), strict=True)]
 
     def _hit(self, row: int, score: float) -> Hit:
-        item = json.loads(self._lines[row])
-        start, size = item["thumbnail"]
-        return Hit(item["key"], score, item["caption"], bytes(self._thumbs[start : start + size]), item["shard"])
+        where = f"{self.folder}/items.jsonl, line {row + 1}"
+        try:
+            item = parse_json(self._lines[row], where=where)
+            start, size = map(int, item["thumbnail"])
+            small = bytes(self._thumbs[max(start, 0) : max(start, 0) + max(size, 0)])
+            return Hit(str(item["key"]), score, str(item["caption"]), small, str(item["shard"]))
+        except (ValueError, TypeError, LookupError) as error:
+            raise SearchError(f"{where}: no item of an index ({error}); make it again") from error
 
     @cached_property
     def _lines(self) -> list[bytes]:

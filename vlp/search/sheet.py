@@ -23,7 +23,7 @@ def contact_sheet(hits: Sequence[Hit], query: Query | str, out: str | Path, *, n
     page = document(
         f"Search: {' '.join(asked.words) or 'a picture'}", _header(asked), tag("p", found, class_="note"), grid
     )
-    out.write_text(page, encoding="utf-8")
+    out.write_text(page, encoding="utf-8", errors="backslashreplace")  # keys may be bytes that are no text
     return out
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import heapq
 import shutil
+import zlib
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
@@ -20,6 +21,7 @@ import regex
 from vlp.text.tokenizers import CutTokenizer, TokenizerPart, fingerprint, prepared, resolve_path
 
 _MERGES = 49152 - 256 - 2
+_MAX_BYTES = 16 << 20  # of the merges, unpacked; CLIP's have 3 MB
 _CACHE_WORDS = 1 << 17
 _CACHE_LENGTH = 64  # longer words are rare and seldom return
 _WORD = regex.compile(
@@ -158,8 +160,14 @@ def _open_clip_file() -> Path:
 def _read(file: Path) -> _Vocabulary:
     if not file.is_file():
         raise ValueError(f"tokenizer clip_bpe: no vocabulary file {file}")
-    content = gzip.decompress(file.read_bytes())
-    lines = content.decode("utf-8").split("\n")[1 : _MERGES + 1]
+    try:
+        with gzip.open(file) as packed:
+            content = packed.read(_MAX_BYTES + 1)
+        if len(content) > _MAX_BYTES:
+            raise ValueError(f"tokenizer clip_bpe: {file} unpacks to more than {_MAX_BYTES} bytes")
+        lines = content.decode("utf-8").split("\n")[1 : _MERGES + 1]
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise ValueError(f"tokenizer clip_bpe: {file} is no gzip file of merges: {error}") from error
     merges = [tuple(line.split()) for line in lines]
     letters = _letters()
     order = sorted(range(256), key=lambda byte: (ord(letters[byte]) >= 256, ord(letters[byte])))

@@ -86,7 +86,9 @@ def _load(part: HuggingFace, base: Path | None) -> Any:
         if path.is_file():
             inner = PreTrainedTokenizerFast(tokenizer_file=str(path))
         else:
-            inner = AutoTokenizer.from_pretrained(str(path) if path.is_dir() else part.path, use_fast=True)
+            inner = AutoTokenizer.from_pretrained(
+                str(path) if path.is_dir() else part.path, use_fast=True, trust_remote_code=False
+            )
     except Exception as error:
         near = nearest(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
         raise ValueError(

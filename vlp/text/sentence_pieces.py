@@ -10,8 +10,10 @@ from typing import Any
 from vlp.registry import nearest
 from vlp.text.captions import Clean
 from vlp.text.tokenizers import CutTokenizer, TokenizerPart, fingerprint, prepared, resolve_path
+from vlp.untrusted import read_bytes
 
 _FILE = "tokenizer.model"
+_MAX_BYTES = 256 << 20
 
 
 class SentencePiece(TokenizerPart):
@@ -74,10 +76,12 @@ def _load(file: Path) -> tuple[Any, bytes]:
     if not file.is_file():
         near = nearest(file.name, [p.name for p in file.parent.glob("*.model")]) if file.parent.is_dir() else ""
         raise ValueError(f"tokenizer sentencepiece: no file {file}{near}")
-    content = file.read_bytes()
+    content = read_bytes(file, max_bytes=_MAX_BYTES)
     model = sentencepiece.SentencePieceProcessor()
     try:
         model.LoadFromSerializedProto(content)
     except RuntimeError as error:
         raise ValueError(f"tokenizer sentencepiece: {file} is no SentencePiece model: {error}") from error
+    if not model.vocab_size():
+        raise ValueError(f"tokenizer sentencepiece: {file} is no SentencePiece model: it has no pieces")
     return model, content

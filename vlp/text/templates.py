@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -10,7 +9,10 @@ from pathlib import Path
 from types import MappingProxyType
 
 from vlp.registry import nearest
+from vlp.untrusted import parse_json, read_text
 
+_MAX_BYTES, _MAX_LINES = 32 << 20, 1_000_000  # of a list of templates or names
+_TOLD = 20  # faults that a message names
 _SLOT = re.compile(r"\{c?\}")
 
 # Hand-written templates of the CoOp protocol (Zhou et al. 2022, their `CUSTOM_TEMPLATES`).
@@ -44,14 +46,14 @@ def checked(templates: Iterable[str], *, where: str = "templates") -> tuple[str,
     for line, template in enumerate(templates, start=1):
         rest = _SLOT.sub("", template)
         if rest == template:
-            faults.append(f'{where}:{line}: no slot {{}} or {{c}} in "{template}"')
+            faults.append(f'{where}:{line}: no slot {{}} or {{c}} in "{template:.200}"')
         elif "{" in rest or "}" in rest:
-            faults.append(f'{where}:{line}: braces other than {{}} or {{c}} in "{template}"')
+            faults.append(f'{where}:{line}: braces other than {{}} or {{c}} in "{template:.200}"')
         found.append(template)
     if not found:
         faults.append(f"{where}: no template")
     if faults:
-        raise ValueError("\n".join(faults))
+        raise ValueError(_several(faults))
     return tuple(found)
 
 
@@ -106,7 +108,7 @@ def read_templates(path: str | Path) -> tuple[str, ...]:
         except ValueError as error:
             faults.append(str(error).replace("x:1:", f"{path}:{number}:", 1))
     if faults or not keep:
-        raise ValueError("\n".join(faults) or f"{path}: no template")
+        raise ValueError(_several(faults) or f"{path}: no template")
     return tuple(line for _, line in keep)
 
 
@@ -126,23 +128,32 @@ def checked_names(names: Sequence[str], *, where: str = "classes") -> tuple[str,
         if not name:
             faults.append(f"{where}:{line}: empty class name")
         elif name in first:
-            faults.append(f'{where}:{line}: class name "{name}" stands already on line {first[name]}')
+            faults.append(f'{where}:{line}: class name "{name:.200}" stands already on line {first[name]}')
         else:
             first[name] = line
     if faults:
-        raise ValueError("\n".join(faults))
+        raise ValueError(_several(faults))
     return tuple(first)
+
+
+def _several(faults: Sequence[str]) -> str:
+    """One line a fault, the first of many."""
+    more = [f"and {len(faults) - _TOLD} more"] if len(faults) > _TOLD else []
+    return "\n".join([*faults[:_TOLD], *more])
 
 
 def _read(path: Path) -> str:
     if not path.is_file():
         near = nearest(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
         raise ValueError(f"no file {path} (in {Path.cwd()}){near}")
-    return path.read_text(encoding="utf-8-sig")
+    text = read_text(path, max_bytes=_MAX_BYTES)
+    if text.count("\n") > _MAX_LINES:
+        raise ValueError(f"{path}: more than {_MAX_LINES} lines; a list of templates or names has fewer")
+    return text
 
 
 def _json_list(path: Path, *, key: str) -> list[str]:
-    value = json.loads(_read(path))
+    value = parse_json(_read(path), where=str(path))
     if isinstance(value, dict):
         if key not in value:
             raise ValueError(f'{path}: no "{key}"{nearest(key, value)}')

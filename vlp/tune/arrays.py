@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import math
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,7 +21,33 @@ from torch.nn.functional import normalize
 from vlp.registry import nearest
 from vlp.text.templates import checked_names
 
-_DAMAGED = (OSError, EOFError, zipfile.BadZipFile, zlib.error)
+_DAMAGED = (OSError, EOFError, LookupError, RuntimeError, zipfile.BadZipFile, zlib.error)  # NotImplementedError too
+_HEADER = 1 << 16  # bytes at the beginning of an array that its header lies in
+_FREE, _RATIO = 64 << 20, 20  # bytes that an array may have in any case, and how many for one that is stored
+
+
+class _CodeError(ValueError):
+    """An array that only pickle could read."""
+
+
+def _read(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray[Any, Any]:
+    """One array; what its header says is held against what is there before memory is taken. Nothing is unpickled."""
+    if entry.file_size > max(_FREE, _RATIO * entry.compress_size):
+        raise ValueError(f"{entry.compress_size} bytes that unpack to {entry.file_size}; save it with np.savez")
+    with archive.open(entry) as stream:
+        begin = io.BytesIO(stream.read(_HEADER))
+    version = np.lib.format.read_magic(begin)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:
+        raise ValueError(f"an array of version {version}")
+    shape, _, dtype = readers[version](begin)
+    if dtype.hasobject:
+        raise _CodeError("dtype object")
+    size = dtype.itemsize * math.prod(shape)
+    if begin.tell() + size != entry.file_size:
+        raise ValueError(f"says {dtype} {list(shape)}, {size} bytes, and has {entry.file_size - begin.tell()}")
+    with archive.open(entry) as stream:
+        return np.lib.format.read_array(stream, allow_pickle=False)  # type: ignore[no-any-return]
 
 
 class Arrays:
@@ -30,11 +59,11 @@ class Arrays:
             near = nearest(path.name, [p.name for p in path.parent.glob("*.npz")]) if path.parent.is_dir() else ""
             raise ValueError(f"no file {path} (in {Path.cwd()}){near}")
         try:
-            found = np.load(path, allow_pickle=False)
-            if not isinstance(found, np.lib.npyio.NpzFile):
-                raise ValueError("it holds a single array")
-            with found:
-                self.names = tuple(found.files)
+            with path.open("rb") as file:
+                if file.read(6) == np.lib.format.MAGIC_PREFIX:
+                    raise ValueError("it holds a single array")
+            with zipfile.ZipFile(path) as archive:
+                self.names = tuple(name.removesuffix(".npy") for name in archive.namelist())
         except (ValueError, *_DAMAGED) as error:
             raise ValueError(f"{path}: not an .npz file ({error}); write it with np.savez") from None
 
@@ -52,14 +81,13 @@ class Arrays:
         if name not in self.names:
             self.fault(name, f"no such array{nearest(name, self.names)}")
         try:
-            with np.load(self.path, allow_pickle=False) as file:
-                found: np.ndarray[Any, Any] = file[name]
-        except ValueError:
+            with zipfile.ZipFile(self.path) as archive:
+                return _read(archive, archive.getinfo(f"{name}.npy"))
+        except _CodeError:
             remedy = "save words as np.array(words, dtype=str) and numbers as numbers"
             self.fault(name, f"has dtype object, which would run code when it is read; {remedy}")
-        except _DAMAGED as error:
+        except (ValueError, *_DAMAGED) as error:
             self.fault(name, f"damaged ({error}); write the file again")
-        return found
 
     def features(self, name: str, *, ndim: Sequence[int], wanted: str) -> Float[Tensor, "..."]:
         """fp32 of unit norm along the last dimension; a row without direction, or of no numbers, is refused."""
@@ -102,7 +130,7 @@ class Arrays:
         if len(words) != count:
             self.fault(name, f"{len(words)} keys for {count} pictures")
         if len(set(words)) < count:
-            twice = next(word for word in words if words.count(word) > 1)
+            twice = Counter(words).most_common(1)[0][0]
             self.fault(name, f'several pictures are called "{twice}"; draws need keys that differ')
         return words
 

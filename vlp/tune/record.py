@@ -17,6 +17,7 @@ from torch import Tensor
 from vlp.log import JsonLines, read_lines
 from vlp.metrics.chance import contains
 from vlp.metrics.interval import of_means
+from vlp.tune.arrays import Arrays
 from vlp.tune.protocols import Hits
 
 SCHEMA_VERSION = 1
@@ -116,9 +117,9 @@ def write_hits(hits: Hits, folder: Path, name: str) -> str:
 def read_hits(file: Path, metric: str) -> tuple[list[str], Tensor]:
     """Keys of the measured pictures, and whether each was right; ValueError where the file is not there."""
     try:
-        with np.load(file, allow_pickle=False) as arrays:
-            return arrays[f"{metric}.keys"].tolist(), torch.from_numpy(arrays[metric])
-    except (OSError, KeyError) as error:
+        arrays = Arrays(file)
+        return list(arrays.words(f"{metric}.keys")), torch.from_numpy(arrays.array(metric))
+    except ValueError as error:
         raise ValueError(f"{file}: no hits of {metric} ({error}); measure again with `vlp tune --out`") from None
 
 
