@@ -103,7 +103,7 @@ class Feed:
             num_workers=min(self.data.workers, stop - start),
             prefetch_factor=self.data.prefetch,
             timeout=self.data.timeout,
-            worker_init_fn=_start_worker,
+            worker_init_fn=start_worker,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # or each start would draw from the default one
         )
@@ -144,7 +144,7 @@ class Feed:
         return found
 
 
-def _start_worker(worker: int) -> None:
+def start_worker(worker: int) -> None:
     """One thread a worker; signals meant for the run are the main process's, which then ends the workers."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
