@@ -19,7 +19,8 @@ from paired import Case, UnequalError, arguments, main, parse
 from PIL import Image
 from torch import Tensor
 
-from vlp.data.transforms import Augment, Preprocess, draw_box
+from vlp.data.boxes import draw_box
+from vlp.data.transforms import Augment, Preprocess
 
 SHAPES = ((341, 256), (500, 375))
 LEVELS = 2

@@ -20,13 +20,13 @@ from torch import Tensor
 from data_tools.dataset import SKIPS, Task, versions, write_tasks
 from data_tools.shards import Raw, find_shards, open_index, samples
 from data_tools.write import Record, Reject, digest_of, key_fault
+from vlp.data.boxes import Box, draw_box
 from vlp.data.captions import Captions, Drawn
 from vlp.data.decode import Limits
 from vlp.data.fields import Fields, image_bytes
 from vlp.data.order import keyed_rng
 from vlp.data.schema import DataError
 from vlp.data.splits import hash64
-from vlp.data.transforms import Box, draw_box
 from vlp.embed import Encoder, Precision
 from vlp.models import pretrained
 from vlp.registry import Part

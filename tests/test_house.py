@@ -39,7 +39,7 @@ LAYERS = {
     **dict.fromkeys(("vlp.prepare", "vlp.state", "vlp.journal", "vlp.trainer", "vlp.search", "vlp.api"), 6),
     "vlp.ranks": 6,
     **dict.fromkeys(("vlp.explained", "vlp.continual", "vlp.tune"), 6),
-    **dict.fromkeys(("eval", "data_tools", "vlp.sequence"), 7),
+    **dict.fromkeys(("eval", "data_tools", "vlp.sequence", "vlp.profiling"), 7),
     **dict.fromkeys(("vlp", "vlp.cli", "vlp.search_cli", "vlp.continual_cli", "vlp.tune_cli"), 8),
     **dict.fromkeys(("vlp.doctor", "train"), 8),
 }

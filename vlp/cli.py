@@ -31,7 +31,13 @@ Overrides = Annotated[
 
 
 @app.command()
-def train(config: Config, overrides: Overrides = None) -> None:
+def train(
+    config: Config,
+    overrides: Overrides = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="train a dozen steps of a spare copy and write where their time went")
+    ] = False,
+) -> None:
     """Train (or go on training) the run in CONFIG; results, checkpoints and report.html lie in its folder.
 
     Started again with the same name, the run goes on from its newest valid checkpoint, in the middle of an epoch.
@@ -42,10 +48,22 @@ def train(config: Config, overrides: Overrides = None) -> None:
     from vlp.trainer import Evaluator, Trainer
 
     run = _run(config, overrides)
+    if profile:
+        return _profile(run)
     trainer = Trainer(run, evaluators=[Evaluator(plan.every, _measure(run, plan), plan.weights) for plan in run.evals])
     trainer.train()
     if dist.is_main():
         typer.echo(str(write_report(run.folder)))
+
+
+def _profile(run: Any) -> None:
+    from vlp import dist
+    from vlp.profiling import profile_run
+
+    folder = profile_run(run)
+    if dist.is_main():
+        typer.echo((folder / "profile.md").read_text(encoding="utf-8"))
+        typer.echo(f"{folder / 'profile.md'}\n{folder / 'trace.json'}")
 
 
 def _run(config: Path, overrides: list[str] | None) -> Any:

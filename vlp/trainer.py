@@ -79,6 +79,8 @@ class Trainer:
                 raise ValueError(f'evals: no weights called "{evaluator.weights}"{known}')
         self.parameters = [p for p in self.dual.parameters() if p.requires_grad]
         self.state = state.State(run, parts, scaler=self.accelerator.scaler)
+        self.spikes = Spikes(window=run.spike.window, factor=run.spike.factor, keep=run.spike.keep)
+        self.left_out, self.scale_limit = LeftOut(run.max_nonfinite), ScaleLimit()
 
     def train(self) -> Progress:
         """Run to the end of the duration; returns where it stands. Ends with Requeue if SIGTERM or SIGUSR1 came."""
@@ -125,9 +127,6 @@ class Trainer:
             self._evaluate(progress.step)  # what a kill cut short
         if progress.step < total:
             self._settle(progress.step)
-        spike = self.run.spike
-        self.spikes = Spikes(window=spike.window, factor=spike.factor, keep=spike.keep)
-        self.left_out, self.scale_limit = LeftOut(self.run.max_nonfinite), ScaleLimit()
         batches = self.feed.batches(progress.step, total)
         try:
             return self._steps(progress, batches, stop)
@@ -145,7 +144,7 @@ class Trainer:
                 batch = next(batches)
             self.journal.seen(batch)
             with self.journal.meter.time("step"):
-                record, found = self._step(step, batch, stop)
+                record, found = self.update(step, batch, stop)
             done = step + 1
             leave = found.leave and done < total
             save = leave or self._due(self.run.save.every, done)
@@ -170,7 +169,7 @@ class Trainer:
             done, record, scale=scale, scale_clamped=self.scale_limit.count, left_out=dict(self.left_out.counts)
         )
 
-    def _step(self, step: int, batch: Batch, stop: list[str]) -> tuple[dict[str, Any], Verdict]:
+    def update(self, step: int, batch: Batch, stop: Sequence[str] = ()) -> tuple[dict[str, Any], Verdict]:
         """One update of the model on one batch; returns what there is to log about it, and what all ranks found."""
         rate = self.run.optim.lr * self.parts.rate(step)
         set_rate(self.parts.adamw, rate)

@@ -12,8 +12,9 @@ from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 
 from tests.data.test_decode import encoded, photo
+from vlp.data.boxes import draw_box
 from vlp.data.decode import Limits
-from vlp.data.transforms import Augment, Preprocess, draw_box
+from vlp.data.transforms import Augment, Preprocess
 from vlp.types import BadSampleError
 
 SHAPES = [(500, 375), (375, 500), (160, 120), (97, 160), (224, 224), (64, 64), (640, 300), (300, 640)]
@@ -168,7 +169,7 @@ def test_same_generator_same_picture_and_other_ones_differ() -> None:
     views = [augment.apply(data, Preprocess(size=48), np.random.default_rng(seed)) for seed in (1, 1, 2, 3, 4)]
     assert torch.equal(views[0], views[1])
     assert len({view.numpy().tobytes() for view in views}) == 4
-    assert all(view.shape == (3, 48, 48) and view.dtype == torch.uint8 and view.is_contiguous() for view in views)
+    assert all(view.shape == (3, 48, 48) and view.dtype == torch.uint8 for view in views)
 
 
 def test_gray_and_jitter_do_what_they_say() -> None:

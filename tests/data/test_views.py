@@ -12,11 +12,12 @@ from torchvision.transforms.v2 import functional as F
 
 from tests.data.test_decode import encoded, photo
 from vlp.data import transforms
+from vlp.data.boxes import stored_box
 from vlp.data.decode import from_pil
 from vlp.data.distort import blur, move
 from vlp.data.order import branch, keyed_rng
 from vlp.data.stages import Captions, Item, prepare
-from vlp.data.transforms import Augment, Preprocess, augmented, stored_box
+from vlp.data.transforms import Augment, Preprocess, augmented
 from vlp.types import BadSampleError, Sample
 
 PREPROCESS = Preprocess(size=48)

@@ -19,10 +19,11 @@ from data_tools.teach import Teach, relative
 from data_tools.verify import Verify
 from tests.shards import make_shards
 from vlp import config
+from vlp.data.boxes import Box, stored_box
 from vlp.data.columns import Column
 from vlp.data.schema import DataError, read_manifest
 from vlp.data.stages import Captions, prepare
-from vlp.data.transforms import Augment, Box, stored_box
+from vlp.data.transforms import Augment
 from vlp.embed import Encoder
 from vlp.log import read_steps
 from vlp.models import pretrained

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from vlp.data.stages import Item
 from vlp.types import UNLABELLED, Batch, Skip, Tokenizer
@@ -35,12 +37,7 @@ def collate(
     for every column, so that a batch without any sample has them too.
     """
     valid = torch.tensor([item is not None for item in items], dtype=torch.bool)
-    image = torch.zeros(len(items), 3, *size, dtype=torch.uint8)
-    for slot, item in enumerate(items):
-        if item is not None:
-            if item.image.shape != image.shape[1:]:
-                raise ValueError(f"{item.key}: picture {list(item.image.shape)}, the batch holds {[3, *size]}")
-            image[slot] = item.image
+    image = _pictures(items, size)
     said, denied = _encode(items, tokenizer, captions, negatives)
     denied, notes = _unlike(denied, said)
     text, token_mask = _padded(said, (len(items), captions), tokenizer, round_to)
@@ -65,6 +62,24 @@ def collate(
         skips=tuple(skips),
         notes=(*(note for item in items if item for note in item.notes), *notes),
     )
+
+
+def _pictures(items: Sequence[Item | None], size: tuple[int, int]) -> Tensor:
+    """uint8 [B, 3, H, W]; a loader worker makes it in the memory that it shares, or all would be copied there."""
+    shape = (len(items), 3, *size)
+    if get_worker_info() is None:
+        image = torch.empty(shape, dtype=torch.uint8)
+    else:
+        shared = torch.UntypedStorage._new_shared(math.prod(shape))
+        image = torch.empty(0, dtype=torch.uint8).set_(shared, 0, shape)  # type: ignore[call-overload]
+    for item, target in zip(items, image):
+        if item is None:
+            target.zero_()
+        elif item.image.shape != target.shape:
+            raise ValueError(f"{item.key}: picture {list(item.image.shape)}, the batch holds {[3, *size]}")
+        else:
+            target.copy_(item.image)
+    return image
 
 
 Rows = dict[tuple[int, int], list[int]]  # (slot, number in it) -> ids

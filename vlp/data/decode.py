@@ -50,13 +50,14 @@ class Header(NamedTuple):
     height: int
 
 
-def decode(data: bytes, limits: Limits | None = None, *, exif: bool = False) -> Tensor:
+def decode(data: bytes, limits: Limits | None = None, *, exif: bool = False, header: Header | None = None) -> Tensor:
     """uint8 [3, h, w]; BadSampleError with reason image_bytes, not_image, truncated_image, ... if it cannot be used.
 
     As Pillow's `convert("RGB")`, which open_clip uses: alpha is dropped, the first frame of an animation is taken, the
     EXIF orientation is ignored unless `exif`. Unlike it, 16-bit gray is scaled to 8 bit instead of turning white.
+    `header` is what `read_header` said of the data, where it was asked already.
     """
-    header = read_header(data, limits or Limits())
+    header = header or read_header(data, limits or Limits())
     if header.format == "JPEG" and not exif and (op := _jpeg_op()) is not None:
         try:
             return op(torch.frombuffer(bytearray(data), dtype=torch.uint8), _RGB, False)

@@ -12,10 +12,11 @@ import hashlib
 import struct
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from numpy.random.bit_generator import ISeedSequence
 
 Indices = npt.NDArray[np.int64]
 EMPTY = -1
@@ -27,8 +28,19 @@ _CACHED_WINDOWS = 128
 def keyed_rng(seed: int, *keys: int) -> np.random.Generator:
     """A generator whose numbers are a pure function of its keys: Philox, keyed by a hash of them."""
     packed = struct.pack(f"<{len(keys) + 1}q", seed, *keys)
-    key = np.frombuffer(hashlib.blake2b(packed, digest_size=16).digest(), "<u8")
-    return np.random.Generator(np.random.Philox(key=key))
+    key = np.frombuffer(hashlib.blake2b(packed, digest_size=16).digest(), "<u8").astype(np.uint64)
+    return np.random.Generator(np.random.Philox(_Key(key)))  # type: ignore[arg-type]  # its stub knows SeedSequence only
+
+
+class _Key(ISeedSequence):
+    """A key for Philox as it stands: with `Philox(key=...)` numpy makes a seed first that it then drops, 20 us."""
+
+    def __init__(self, key: npt.NDArray[np.uint64]) -> None:
+        self.key = key
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> npt.NDArray[np.uint64]:
+        """The key; Philox asks for two words of 64 bits."""
+        return self.key
 
 
 def branch(rng: np.random.Generator, number: int) -> np.random.Generator:

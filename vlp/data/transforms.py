@@ -2,36 +2,29 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
 from pydantic import Field, field_validator
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from vlp.data import distort
+from vlp.data.boxes import Box, draw_box, stored_box
 from vlp.data.decode import Limits, check_size, decode, decode_shrunk, from_pil, read_header
 from vlp.registry import Part
-from vlp.types import BadSampleError
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 _MODES = {"bicubic": InterpolationMode.BICUBIC, "bilinear": InterpolationMode.BILINEAR}
-
-
-class Box(NamedTuple):
-    """A crop in pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
+# Where torch resizes uint8 as such; elsewhere torchvision goes through floats.
+_FAST = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 
 
 class Preprocess(Part):
@@ -104,7 +97,7 @@ class Preprocess(Part):
         """uint8 [3, H, W] of uint8 [3, h, w]."""
         height, width = image.shape[-2:]
         if self.resize_mode == "squash":
-            return self.resize(image, self.size)
+            return self.resize(image, self.size).contiguous()
         if self.resize_mode == "longest":
             image = self.resize(image, _keep_ratio(height, width, self.size, longest=True))
             return _center(image, self.size, fill=self.fill)
@@ -114,18 +107,33 @@ class Preprocess(Part):
         return _center(self.resize(image, target, interpolation="bicubic"), self.size, fill=0)
 
     def resize(self, image: Tensor, size: tuple[int, int], *, interpolation: str | None = None) -> Tensor:
-        """Antialiased resize of uint8, contiguous."""
+        """Antialiased resize of uint8."""
+        mode = interpolation or self.interpolation
         if self.resizer == "pillow":
-            return _pillow_resize(image, size, interpolation or self.interpolation)
-        mode = _MODES[interpolation or self.interpolation]
-        resized: Tensor = F.resize(image, list(size), interpolation=mode, antialias=True)
-        return resized.contiguous()
+            return _pillow_resize(image, size, mode)
+        if _FAST and not image.is_cuda:  # what F.resize calls in the end; its own checks are a tenth of the time
+            return interpolate(image[None], size, mode=mode, align_corners=False, antialias=True)[0]
+        resized: Tensor = F.resize(image, list(size), interpolation=_MODES[mode], antialias=True)
+        return resized
 
     def normalize(self, image: Tensor) -> Tensor:
         """float32 (x / 255 - mean) / std of uint8 [..., 3, H, W], on its device."""
         mean = torch.tensor(self.mean, device=image.device).view(3, 1, 1)
         std = torch.tensor(self.std, device=image.device).view(3, 1, 1)
-        return (image.to(torch.float32) / 255 - mean) / std
+        return normalized(image, mean, std)
+
+
+def normalized(image: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """float32 (x / 255 - mean) / std of uint8 [..., 3, H, W]; mean and std are [3, 1, 1].
+
+    On a CPU picture by picture: one stays in the cache for all four passes, a batch does not (five times as fast).
+    """
+    result = torch.empty(image.shape, dtype=torch.float32, device=image.device)
+    one = (-1, *image.shape[-3:])
+    parts = zip(image.reshape(one), result.view(one)) if image.device.type == "cpu" else [(image, result)]
+    for source, target in parts:
+        target.copy_(source).div_(255).sub_(mean).div_(std)
+    return result
 
 
 class Augment(Part):
@@ -212,37 +220,9 @@ def augmented(
         small = decode_shrunk(picture, factor)
         crops = [_cut_small(small, box, factor, preprocess) for box in boxes if box is not None]
     else:
-        whole = preprocess.read(picture, limits) if image is None else image
+        whole = decode(picture, limits, header=header) if image is None else image
         crops = [preprocess.fit(whole) if box is None else _cut(whole, box, preprocess) for box in boxes]
     return [augment.distort(image, rng) for (augment, rng), image in zip(views, crops)]
-
-
-def draw_box(
-    height: int, width: int, *, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
-) -> Box:
-    """A crop with the distribution of torchvision's RandomResizedCrop: up to ten tries, then the central crop."""
-    low, high = math.log(ratio[0]), math.log(ratio[1])
-    for _ in range(10):
-        area = height * width * rng.uniform(*scale)
-        aspect = math.exp(rng.uniform(low, high))
-        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if 0 < w <= width and 0 < h <= height:
-            return Box(int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1)), h, w)
-    w, h = width, height
-    if width / height < ratio[0]:
-        h = round(width / ratio[0])
-    elif width / height > ratio[1]:
-        w = round(height * ratio[1])
-    return Box((height - h) // 2, (width - w) // 2, h, w)
-
-
-def stored_box(crop: Sequence[float], height: int, width: int) -> Box:
-    """The pixels of x0, y0, x1, y1 in parts of width and height; BadSampleError bad_crop if that is no box in it."""
-    x0, y0, x1, y1 = crop
-    if not (0 <= x0 < x1 <= 1 + 1e-6 and 0 <= y0 < y1 <= 1 + 1e-6):
-        raise BadSampleError("bad_crop", f"{[round(float(side), 4) for side in crop]} is not x0 < x1, y0 < y1 in 0..1")
-    top, left = min(round(y0 * height), height - 1), min(round(x0 * width), width - 1)
-    return Box(top, left, max(1, round(y1 * height) - top), max(1, round(x1 * width) - left))
 
 
 def _cut(image: Tensor, box: Box, preprocess: Preprocess) -> Tensor:

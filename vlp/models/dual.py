@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from vlp.data.transforms import Preprocess
+from vlp.data.transforms import Preprocess, normalized
 from vlp.models.groups import Captions, run_captions, together
 from vlp.models.image import ImageOutput, ImageTower, image_tower
 from vlp.models.prefix import Prefixes, make_room, prefixed, run_behind
@@ -210,7 +210,7 @@ class Dual(Prompted, nn.Module):
     def pixels(self, image: Tensor) -> Tensor:
         """Normalised floats [B, 3, H, W] of uint8 pictures; floats are taken as normalised already."""
         if image.dtype == torch.uint8:
-            image = (image.float() / 255 - self._mean) / self._std
+            image = normalized(image, self._mean, self._std)
         return image.to(next(self.visual.parameters()).dtype)
 
     def _run_image(self, image: Tensor, *, tokens: bool) -> ImageOutput:
