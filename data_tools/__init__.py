@@ -13,6 +13,7 @@ TOOLS = Table(
         "verify": "data_tools.verify:Verify",
         "stats": "data_tools.stats:Stats",
         "teach": "data_tools.teach:Teach",
+        "gloss": "data_tools.gloss:Gloss",
         "contamination": "data_tools.contamination:Contamination",
     },
 )

@@ -6,6 +6,7 @@ import typer
 
 from data_tools.commands import build, index, scenes, stats, teach, verify
 from data_tools.contamination_command import contamination
+from data_tools.gloss_command import gloss
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
 
@@ -15,7 +16,7 @@ def main() -> None:
     """Make, import, check and count data sets of tar shards. Start with: scenes data --split train --count 2000."""
 
 
-for command in (scenes, build, index, verify, stats, teach, contamination):
+for command in (scenes, build, index, verify, stats, teach, gloss, contamination):
     app.command()(command)
 
 if __name__ == "__main__":

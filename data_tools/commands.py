@@ -83,7 +83,7 @@ def scenes(
         from data_tools.scenes.preview import write_preview
 
         write_preview(part, sheet)
-    _say(result)
+    say(result)
 
 
 def make_part(tool: str, /, **fields: Any) -> Any:
@@ -112,7 +112,8 @@ def run_tool(part: Any, inputs: list[Any], out: Path | None) -> dict[str, Any]:
     return result | {"seconds": round(time.perf_counter() - start, 1)}
 
 
-def _say(result: dict[str, Any]) -> None:
+def say(result: dict[str, Any]) -> None:
+    """One line for each entry of a result."""
     for name, value in result.items():
         typer.echo(f"{name}: {value}")
 
@@ -162,7 +163,7 @@ def build(
         shard_range=parse_range(shard_range),
         overwrite=overwrite,
     )
-    _say(run_tool(part, [source], out))
+    say(run_tool(part, [source], out))
 
 
 def index(
@@ -180,7 +181,7 @@ def index(
 
     python -m data_tools index 'cc3m/{000..331}.tar'
     """
-    _say(run_tool(make_part("index", key_split=key_split, manifest=manifest, keep_damaged=keep_damaged), shards, out))
+    say(run_tool(make_part("index", key_split=key_split, manifest=manifest, keep_damaged=keep_damaged), shards, out))
 
 
 def verify(
@@ -289,4 +290,4 @@ def teach(
         shard_range=parse_range(shard_range),
         overwrite=overwrite,
     )
-    _say(run_tool(part, shards, out))
+    say(run_tool(part, shards, out))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import io
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -17,9 +16,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from data_tools.dataset import SKIPS, Task, versions, write_tasks
-from data_tools.shards import Raw, find_shards, open_index, samples
-from data_tools.write import Record, Reject, digest_of, key_fault
+from data_tools.dataset import SKIPS, versions, write_tasks
+from data_tools.rewrite import plan_rewrite, refuse_mixing
+from data_tools.shards import Raw, find_shards, samples
+from data_tools.write import Record, Reject, key_fault
 from vlp.data.boxes import Box, draw_box
 from vlp.data.captions import Captions, Drawn
 from vlp.data.decode import Limits
@@ -69,11 +69,11 @@ class Teach(Part):
     def run(self, inputs: Iterable[Path | str], out: Path) -> dict[str, Any]:
         """Writes shards of the same names, `dataset.json`, `skips.jsonl`; samples in = samples + skipped."""
         shards = find_shards(str(item) for item in inputs)
-        _refuse_mixing(shards, out)
+        refuse_mixing(shards, out)
         load_teacher.cache_clear()  # a run may have gone on since
         teacher = load_teacher(self)
         about = self._provenance(teacher)
-        tasks, source = _plan(shards, out, about)
+        tasks, source = plan_rewrite(shards, out, about)
         maker = TeachMaker(
             self, {task.start: shard for task, shard in tasks}, teacher.hash, torch.get_num_threads() // self.workers
         )
@@ -242,32 +242,3 @@ def _npz(arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **arrays)
     return buffer.getvalue()
-
-
-def _plan(
-    shards: Sequence[Path], out: Path, about: Mapping[str, Any]
-) -> tuple[list[tuple[Task, Path]], dict[str, Any]]:
-    """A task for each shard with samples, beside the shard that it reads; and what all of them hold."""
-    tasks, contents, start = list[tuple[Task, Path]](), list[str](), 0
-    left_out = Counter[str]()
-    for shard in shards:
-        built = open_index(shard)
-        contents.append(built.content)
-        left_out.update(built.counts())
-        if len(built):
-            digest = digest_of({"made_by": about, "content": built.content})
-            tasks.append((Task(out / shard.name, start, start + len(built), digest), shard))
-        start += len(built)
-    source = {"shards": len(shards), "samples": start, "fingerprint": digest_of(contents), "left_out": dict(left_out)}
-    return tasks, source
-
-
-def _refuse_mixing(shards: Sequence[Path], out: Path) -> None:
-    """DataError where a shard would be written over one that is read, or over another one."""
-    if any(shard.resolve().parent == out.resolve() for shard in shards):
-        raise DataError(f"{out}: the shards to be read lie there; give another folder, they are never changed")
-    twice = [name for name, count in Counter(shard.name for shard in shards).items() if count > 1]
-    if twice:
-        raise DataError(f"two of the shards are called {twice[0]}; teach each folder into one of its own")
-    if missing := [str(shard) for shard in shards if not shard.is_file()]:
-        raise DataError(f"{len(missing)} shards are missing: {', '.join(missing[:5])}; see `verify`")

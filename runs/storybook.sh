@@ -1,11 +1,26 @@
 #!/usr/bin/env bash
-# Retrieval in six languages on storybook pages: sentencepiece against CLIP's BPE, three seeds, after runs/backbone.sh DATA.
-#   runs/storybook.sh DATA [SEEDS]
+# Retrieval in six languages on storybook pages: sentencepiece against CLIP's BPE, three seeds.
+#   runs/storybook.sh DATA [SEEDS [DICTIONARIES [SET ...]]]
+# DICTIONARIES: a folder of FreeDict's dictd files (usr/share/dictd of the packages dict-freedict-eng-deu, -deu-eng and so on for
+# fra, por, swh) and, for Chinese, of Unihan_Readings.txt: the training pages get glosses. SET: more overrides for every run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-DATA=$1 SEEDS=${2:-0,1,2}
+DATA=$1 SEEDS=${2:-0,1,2} DICTIONARIES=${3:-}
 PYTHON=${PYTHON:-python} VLP=${VLP:-vlp} OUT=runs/out/storybook
-[ -f $OUT/storybook.model ] || "$VLP" tokenizer train "$DATA/storybook_pages/train-*.tar" $OUT/storybook.model --fields texts
+MORE=() PAGES="$DATA/storybook_pages" FIELD=texts
+for ONE in "${@:4}"; do MORE+=(--set "$ONE"); done
+if [ -n "$DICTIONARIES" ]; then
+  OUT=runs/out/storybook_glossed PAGES=$OUT/pages FIELD=texts_glossed
+  mkdir -p $OUT
+  "$PYTHON" runs/unihan_words.py "$DICTIONARIES"/Unihan_Readings.txt* $OUT/zh.tsv
+  WORDS=(--dictionary zh=$OUT/zh.tsv)
+  for PAIR in de=deu fr=fra pt=por sw=swh; do
+    WORDS+=(--dictionary "${PAIR%=*}=$DICTIONARIES/freedict-eng-${PAIR#*=}" --turned "${PAIR%=*}=$DICTIONARIES/freedict-${PAIR#*=}-eng")
+  done
+  "$VLP" data gloss "$DATA/storybook_pages/train-*.tar" --out $PAGES "${WORDS[@]}"
+  MORE+=(--set "data.sources.0.urls=$PAGES/train-*.tar" --set "data.sources.0.captions={fields: [$FIELD], pick: random, count: 4}")
+fi
+[ -f $OUT/storybook.model ] || "$VLP" tokenizer train "$PAGES/train-*.tar" $OUT/storybook.model --fields $FIELD
 SUITE() { echo "{suite: configs/eval/$1.yaml, every: 100%, overrides: {data: $DATA/storybook_pages}}"; }
 "$PYTHON" runs/arms.py runs/storybook.yaml --out $OUT --data "$DATA" --seeds "$SEEDS" --parallel "${PARALLEL:-2}" \
-  --set "evals=[$(SUITE storybook)]"
+  --set "evals=[$(SUITE storybook)]" ${MORE[@]+"${MORE[@]}"}

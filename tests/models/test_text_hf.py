@@ -144,6 +144,17 @@ def test_a_prefix_goes_behind_the_start_token() -> None:
     torch.testing.assert_close(got, dual.encode_text(joined), atol=1e-5, rtol=0)
 
 
+def test_an_encoder_without_blocks_is_a_mean_of_embeddings_and_locks() -> None:
+    hf = {"model_type": "bert", **SIZES, "num_hidden_layers": 0}
+    dual = Model(arch="vlp-nano", text={"hf": hf, "pooler": "mean"}).build().eval()
+    text: Any = dual.text
+    ids = torch.tensor([[5, 6, 7]])
+    embedded = text.transformer.embeddings(input_ids=ids).mean(dim=1)
+    torch.testing.assert_close(dual.encode_text(ids, ids > 0), normalize(text.proj(embedded), dim=-1))
+    lock(dual, text=1)
+    assert {n for n, p in dual.tower_parameters("text") if p.requires_grad} == {"text.proj.weight"}
+
+
 def test_faults_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="encoder has width 32 and the joint space 64"):
         build("bert", proj="none")

@@ -80,7 +80,7 @@ class HFText(nn.Module):
         below |= {id(p) for p in embeddings.parameters()} if isinstance(embeddings, nn.Module) else set()
         rest = [p for p in self.transformer.parameters() if id(p) not in inside | below]
         stem = [p for p in self.transformer.parameters() if id(p) in below]
-        return [stem, *([block] for block in blocks[:-1]), [blocks[-1], *rest], [self.proj]]
+        return [stem, *([block] for block in blocks[:-1]), [*blocks[-1:], *rest], [self.proj]]
 
     def mask(self, ids: Tensor) -> Tensor:
         """Bool [n, T]: what is no padding, as open_clip has it."""
