@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import typer
 
-from data_tools.commands import build, index, scenes, stats, teach, verify
+from data_tools.commands import build, index, scenes, stats, verify
 from data_tools.contamination_command import contamination
 from data_tools.gloss_command import gloss
+from data_tools.teach_command import teach
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
 
