@@ -342,7 +342,8 @@ def test_shared_memory_that_is_too_small_is_refused_before_a_worker_dies_of_it(
 ) -> None:
     monkeypatch.setattr(shared_memory, "SHM", tmp_path)
     free = SimpleNamespace(f_bavail=10, f_frsize=4096)
-    monkeypatch.setattr(os, "statvfs", lambda path: free if path == tmp_path else None)
+    known = os.statvfs
+    monkeypatch.setattr(os, "statvfs", lambda path: free if path == tmp_path else known(path))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     trainer = make(tmp_path, urls, "data.workers=2", "data.prefetch=3")
     held = trainer.feed.batch(0)
