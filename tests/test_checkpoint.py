@@ -98,3 +98,23 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(b"\xff" * 20)
     with pytest.raises(checkpoint.CheckpointError, match=r"x\.safetensors is not readable"):
         checkpoint.load_tensors(tmp_path / "x.safetensors")
+
+
+def test_what_a_killed_writer_left_takes_no_room_from_the_next_save(tmp_path: Path) -> None:
+    leftover = tmp_path / ".step-00000002.tmp"
+    leftover.mkdir(parents=True)
+    checkpoint.begin(tmp_path, 5)
+    assert [path.name for path in tmp_path.iterdir()] == [".step-00000005.tmp"]
+
+
+def test_a_run_that_another_process_went_on_with_is_refused(tmp_path: Path) -> None:
+    found = checkpoint.newest(tmp_path)
+    checkpoint.refuse_moved_on(tmp_path, found)
+    first = checkpoint.write(tmp_path, 1, fill(1), keep=2)
+    with pytest.raises(checkpoint.CheckpointError, match="wrote step-00000001; start again"):
+        checkpoint.refuse_moved_on(tmp_path, found)
+    found = checkpoint.newest(tmp_path)
+    checkpoint.refuse_moved_on(tmp_path, found)
+    first.rename(tmp_path / "gone")
+    with pytest.raises(checkpoint.CheckpointError, match="another process went on"):
+        checkpoint.refuse_moved_on(tmp_path, found)

@@ -48,3 +48,11 @@ def test_meter_laps() -> None:
     assert wall >= stages["a"] >= 0
     assert meter.lap()[1] == {}
     assert "a" in meter.seconds
+
+
+def test_numbers_that_are_not_finite_are_words_also_in_lists(tmp_path: Path) -> None:
+    lines = JsonLines(tmp_path / "spikes.jsonl")
+    lines.write({"step": 1, "batches": [{"loss": float("nan"), "keys": [["a"]]}, {"loss": float("inf")}]})
+    lines.close()
+    (line,) = read_lines(tmp_path / "spikes.jsonl")
+    assert [batch["loss"] for batch in line["batches"]] == ["nan", "inf"]

@@ -68,7 +68,7 @@ def begin(root: Path, step: int, *, need: int = 0) -> Path:
     """The empty folder beside the checkpoints that one is made in; NoRoomError if `need` bytes are not free."""
     root.mkdir(parents=True, exist_ok=True)
     tmp = aside(root, step)
-    shutil.rmtree(tmp, ignore_errors=True)
+    sweep(root)
     refuse_no_room(root / name_of(step), need)
     tmp.mkdir()
     return tmp
@@ -104,16 +104,33 @@ def given_up(root: Path, step: int, error: Exception, *, need: int) -> Exception
     return CheckpointError(f"could not save {final}: {error}. Earlier checkpoints are kept; mend the disk and resume")
 
 
+def sweep(root: Path) -> None:
+    """Remove what killed writers left, which may be as large as a checkpoint; the lock of the run has to be held."""
+    for leftover in root.glob(".step-*.tmp"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
 def retain(root: Path, keep: int, *, step: int) -> None:
     """Remove all but the newest `keep` checkpoints up to that of `step`, and what killed writers left; 0 keeps all.
 
     Later ones are those that a resume passed over as damaged. They do not count: they would push out whole ones.
     """
-    for leftover in root.glob(".step-*.tmp"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    sweep(root)
     if keep > 0:
         for old in [path for path in listed(root) if step_of(path) <= step][:-keep]:
             shutil.rmtree(old, ignore_errors=True)
+
+
+def refuse_moved_on(root: Path, found: Found) -> None:
+    """CheckpointError if another process changed the checkpoints after `found` was chosen and before the lock came."""
+    passed = {path for path, _ in found.rejected}
+    newest_seen = -1 if found.path is None else step_of(found.path)
+    newer = [path.name for path in listed(root) if path not in passed and step_of(path) > newest_seen]
+    if newer or (found.path is not None and not found.path.is_dir()):
+        raise CheckpointError(
+            f"{root}: another process went on with this run while this one started"
+            f"{f' and wrote {newer[-1]}' if newer else ''}; start again"
+        )
 
 
 def listed(root: Path) -> list[Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from torch import nn
 
 from vlp import checkpoint, dist
 from vlp.log import SkipLedger
+from vlp.registry import nearest
 
 
 def refuse_batch_statistics(dual: nn.Module, *, micro_batch: int | None, device: str) -> None:
@@ -74,6 +75,30 @@ def refuse_absent_trackers(names: Sequence[str]) -> None:
             raise ValueError(
                 f"log.trackers: {name} is not installed; `pip install -e '.[tracking]'` here, or leave it out"
             )
+
+
+def refuse_unknown_weights(names: Iterable[str], companions: Iterable[str]) -> None:
+    """ValueError for an evaluation of weights that the run does not have."""
+    known = ["model", *companions]
+    for name in names:
+        if name not in known:
+            raise ValueError(f'evals: no weights called "{name}"{nearest(name, known)}')
+
+
+class BatchStatistics:
+    """Running statistics of the BatchNorm layers that take them, put back where a step is not to count."""
+
+    def __init__(self, dual: nn.Module) -> None:
+        live = [m for m in dual.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+        self.buffers = [buffer for module in live for buffer in module.buffers()]
+
+    def keep(self) -> None:
+        """Before the step's forward, which would leave what is not finite in them for good."""
+        self.kept = [buffer.clone() for buffer in self.buffers]
+
+    def put_back(self) -> None:
+        for buffer, value in zip(self.buffers, self.kept, strict=True):
+            buffer.copy_(value)
 
 
 @contextmanager

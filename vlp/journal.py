@@ -15,6 +15,7 @@ from vlp import checkpoint, dist
 from vlp.duration import Clock
 from vlp.guards import refuse_bad_data
 from vlp.log import JsonLines, Meter, Reporter, SkipLedger, Tracker, console
+from vlp.room import is_full
 from vlp.spikes import Spike, record_of
 from vlp.state import Progress
 from vlp.types import Batch, Skip
@@ -142,7 +143,12 @@ class Evaluated:
     def add(self, number: int, step: int) -> None:
         self.steps[str(number)] = step
         if dist.is_main():
-            checkpoint.replace_json(self.path, self.steps)
+            try:
+                checkpoint.replace_json(self.path, self.steps)
+            except OSError as error:
+                if not is_full(error):
+                    raise
+                console.print(f"{self.path}: {error}; a restart makes this evaluation again", soft_wrap=True)
 
 
 def _mean(value: Tensor) -> float:

@@ -16,6 +16,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.data import DataLoader
 
 from vlp import dist
+from vlp.alarm import shared_fate
 from vlp.data import serve, transforms
 from vlp.data.serve import Server
 from vlp.data.stream import Stream
@@ -115,6 +116,17 @@ def profile_run(run: Run) -> Path:
     folder = run.folder / FOLDER
     spare = run.model_copy(update={"out": str(run.folder), "name": FOLDER, "evals": ()})
     trainer = Trainer(spare)
+    with shared_fate():
+        stages, loader, trace = _measured(trainer)
+    if dist.is_main():
+        folder.mkdir(parents=True, exist_ok=True)
+        trace.export_chrome_trace(str(folder / "trace.json"))
+        (folder / "profile.md").write_text(page(run, stages, loader), encoding="utf-8")
+    return folder
+
+
+def _measured(trainer: Trainer) -> tuple[dict[str, float], dict[str, float], profile]:
+    """Seconds of a step by stage, those of a batch in a loader process, and a trace."""
     clock = Clock(trainer.accelerator.device)
     loader = loader_seconds(trainer.feed.server) if dist.is_main() else {}
     batches = trainer.feed.batches(0, WARMUP + STEPS + TRACED)
@@ -132,11 +144,7 @@ def profile_run(run: Run) -> Path:
                     trainer.update(step, fetch())
     finally:
         batches.close()
-    if dist.is_main():
-        folder.mkdir(parents=True, exist_ok=True)
-        trace.export_chrome_trace(str(folder / "trace.json"))
-        (folder / "profile.md").write_text(page(run, stages, loader), encoding="utf-8")
-    return folder
+    return stages, loader, trace
 
 
 def trainer_places(trainer: Trainer) -> list[Place]:
@@ -188,6 +196,7 @@ def loader_seconds(server: Server) -> dict[str, float]:
         sampler=range(COLD + LOADED),
         num_workers=1,
         worker_init_fn=_one_thread,
+        timeout=server.plan.data.timeout,
     )
     found = list(loader)[COLD:]
     return {

@@ -51,6 +51,11 @@ class Shards:
             "ignore", message="FSDP2-wrapped module .* returned a view tensor", category=UserWarning
         )
 
+    def reshard(self) -> None:
+        """Cut again what a forward without a backward left whole: the root, which FSDP2 keeps for its backward."""
+        if dist.world() > 1:
+            self.dual.reshard()  # type: ignore[operator]  # fully_shard gave it
+
     @contextmanager
     def assembled(self, *, on_all: bool = True) -> Iterator[Dual]:
         """The whole model with the weights of now, a copy on each process, or on the first only (the others get theirs

@@ -58,7 +58,8 @@ class Spikes:
                 limit = middle + self.factor * max(spread, SMALLEST_SPREAD * abs(middle))
                 if value > limit:
                     above[name] = (value, middle, limit)
-            past.append(value)
+            if math.isfinite(value):  # what is none has no place in a median
+                past.append(value)
         if not above or step.step < self._quiet_until:
             return None
         self._quiet_until = step.step + (self.last.maxlen or 1)

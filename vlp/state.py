@@ -62,7 +62,20 @@ class State:
 
     def refuse_no_room(self) -> None:
         """NoRoomError on every process, before anything is trained, if not even one checkpoint has room."""
-        checkpoint.together(lambda: checkpoint.refuse_no_room(self.root, self.bytes_needed), here=dist.is_main())
+
+        def refuse() -> None:
+            checkpoint.sweep(self.root)
+            checkpoint.refuse_no_room(self.root, self.bytes_needed)
+
+        checkpoint.together(refuse, here=dist.is_main())
+
+    def introduce(self) -> None:
+        """Write config.yaml and host.json into the folder of the run, each whole or not there."""
+        path = self.run.folder / "config.yaml"
+        partial = path.with_name(f".{path.name}.tmp")
+        partial.write_text(config.to_yaml(self.run), encoding="utf-8")
+        partial.replace(path)
+        checkpoint.replace_json(self.run.folder / "host.json", host_facts())
 
     def save(self, progress: Progress) -> None:
         """Write the checkpoint of `progress.step`; every process calls it, and gets the same error if there is one:

@@ -5,25 +5,23 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from accelerate.state import AcceleratorState
 from torch import nn
 
-from vlp import checkpoint, config, dist, gradcache, state, verdict
+from vlp import checkpoint, dist, gradcache, guards, state, verdict
 from vlp.alarm import shared_fate
 from vlp.duration import Duration
-from vlp.guards import leave_no_trace, refuse_absent_trackers, refuse_other_checkpoints
 from vlp.journal import Evaluated, Journal
 from vlp.lock import Lock, refuse_unwritable
-from vlp.log import console, host_facts
+from vlp.log import console
 from vlp.losses.objective import Objective
 from vlp.optim import set_rate
 from vlp.prepare import accompanied, prepare
 from vlp.ranks import accelerator_of, code_facts, refuse_different
-from vlp.registry import nearest
 from vlp.requeue import Requeue, Signals
 from vlp.run import Run
 from vlp.sharded import whole
@@ -46,7 +44,7 @@ class Trainer:
 
     def __init__(self, run: Run, *, evaluators: Sequence[Evaluator] = ()) -> None:
         self.run, self.evaluators = run, list(evaluators)
-        refuse_absent_trackers(run.log.trackers)
+        guards.refuse_absent_trackers(run.log.trackers)
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         AcceleratorState._reset_state(reset_partial_state=dist.world() == 1)  # or a second run must be like the first
         self.accelerator = accelerator_of(run)
@@ -62,31 +60,30 @@ class Trainer:
         if run.expect_world is not None:
             dist.expect(run.expect_world)
         torch.set_num_threads(run.torch_threads(dist.world()))
-        refuse_other_checkpoints(run.folder / "checkpoints", resume=run.resume)
+        guards.refuse_other_checkpoints(run.folder / "checkpoints", resume=run.resume)
         checkpoint.together(lambda: refuse_unwritable(run.folder), here=dist.is_main())
         self.found = checkpoint.whole(run.folder / "checkpoints")
         self.parts = parts = prepare(run, self.accelerator, start=self.found.path is None)
         self.dual, self.model, self.optimizer, self.feed = parts.dual, parts.model, parts.optimizer, parts.feed
         self.objective, self.companions, self.clock = parts.objective, parts.companions, parts.clock
-        seen = {
-            "newest checkpoint": self.found.path and self.found.path.name,
-            "data fingerprint": self.feed.fingerprint,
-        }
+        newest = self.found.path.name if self.found.path else None
+        seen = {"newest checkpoint": newest, "data fingerprint": self.feed.fingerprint}
         refuse_different(seen, what="what the ranks find")
-        for evaluator in self.evaluators:
-            if evaluator.weights not in ("model", *self.companions):
-                known = nearest(evaluator.weights, ["model", *self.companions])
-                raise ValueError(f'evals: no weights called "{evaluator.weights}"{known}')
+        guards.refuse_unknown_weights([evaluator.weights for evaluator in self.evaluators], self.companions)
         self.parameters = [p for p in self.dual.parameters() if p.requires_grad]
         self.state = state.State(run, parts, scaler=self.accelerator.scaler)
         self.spikes = Spikes(window=run.spike.window, factor=run.spike.factor, keep=run.spike.keep)
         self.left_out, self.scale_limit = LeftOut(run.max_nonfinite), ScaleLimit()
+        self.statistics = guards.BatchStatistics(self.dual)
 
     def train(self) -> Progress:
         """Run to the end of the duration; returns where it stands. Ends with Requeue if SIGTERM or SIGUSR1 came."""
         with Signals() as stop, shared_fate():
             lock = checkpoint.together(lambda: Lock(self.run.folder), here=dist.is_main())
             try:
+                checkpoint.together(
+                    lambda: checkpoint.refuse_moved_on(self.state.root, self.found), here=dist.is_main()
+                )
                 return self._train(stop)
             finally:
                 if lock:
@@ -97,8 +94,7 @@ class Trainer:
         if progress.step < self.clock.total:
             self.state.refuse_no_room()
         if dist.is_main():
-            (self.run.folder / "config.yaml").write_text(config.to_yaml(self.run), encoding="utf-8")
-            checkpoint.write_json(self.run.folder / "host.json", host_facts())
+            self.state.introduce()
         if self.run.log.trackers:
             settings = state.flat_settings(self.run.model_dump(mode="json"))
             self.accelerator.init_trackers(self.run.log.project, config=settings)
@@ -174,6 +170,7 @@ class Trainer:
         rate = self.run.optim.lr * self.parts.rate(step)
         set_rate(self.parts.adamw, rate)
         batch = self._prepared(batch)
+        self.statistics.keep()
         value = self._backward(step, batch)
         if self.dual.prefix is not None:
             self.dual.prefix.leave_absent(batch)
@@ -186,7 +183,10 @@ class Trainer:
             self.optimizer.step()
             self._follow(step, batch)
         else:
+            self.statistics.put_back()
             text = verdict.explain(self.dual, batch, record, step=step + 1, parts=lambda: self._parts(step, batch))
+            if self.parts.shards is not None:
+                self.parts.shards.reshard()
             self._say(text)
             self.left_out.not_finite(text)
             if scaler is not None:
@@ -228,16 +228,16 @@ class Trainer:
         return value
 
     def _resume(self) -> Progress:
-        for path, reason in self.found.rejected:
-            if dist.is_main():
-                console.print(f"passed over {path}: {reason}", highlight=False, soft_wrap=True)
+        for path, reason in self.found.rejected if dist.is_main() else ():
+            console.print(f"passed over {path}: {reason}", highlight=False, soft_wrap=True)
         return self.state.load(self.found.path) if self.found.path else Progress()
 
     def _settle(self, step: int) -> None:
         """The throw-away pass of `guards.leave_no_trace`, on the batch that comes first."""
         if dist.world() > 1:
-            batch = self._prepared(self.feed.batch(step))
-            with leave_no_trace(self.dual):
+            with closing(self.feed.batches(step, step + 1)) as batches:  # by a worker: data.timeout holds for it
+                batch = self._prepared(next(batches))
+            with guards.leave_no_trace(self.dual):
                 for _ in range(2):
                     self._backward(step, batch)
                     self.optimizer.zero_grad(set_to_none=True)
@@ -284,7 +284,10 @@ class Trainer:
             self.evaluated.add(number, done)
 
     def _say(self, text: str) -> None:
-        self.journal.report.say(text)
+        if hasattr(self, "journal"):
+            self.journal.report.say(text)
+        elif dist.is_main():  # a profile keeps no journal
+            console.print(text, highlight=False, soft_wrap=True)
 
     def _say_start(self, progress: Progress) -> None:
         trained = sum(p.numel() for p in self.parameters) / 1e6

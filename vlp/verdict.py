@@ -118,7 +118,7 @@ def _wrong(features: Features, batch: Batch) -> Iterator[tuple[str, Tensor]]:
 
 def _infinite(x: Tensor) -> Tensor:
     """Which rows have a value that is not finite, [B] of [B, ...]."""
-    return ~x.detach().flatten(1).isfinite().all(1)
+    return ~x.detach().isfinite().unsqueeze(-1).flatten(1).all(1)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import socket
+import tarfile
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ import pytest
 
 from tests.data.tars import write_shards
 from vlp.data import http
+from vlp.data.flow import files
 from vlp.data.http import Web, content, exists, is_public, shown
 from vlp.data.remote import ShardCache
 from vlp.data.schema import DataError
@@ -223,3 +226,22 @@ def test_secrets_of_a_url_are_not_shown(server: str) -> None:
 )  # fmt: skip
 def test_what_is_public(address: str, public: bool) -> None:
     assert is_public(address) is public
+
+
+def test_a_member_whose_pax_header_says_another_size_is_refused() -> None:
+    """tarfile looks at the pax header after the size of the header itself was found small."""
+    raw = io.BytesIO()
+    with tarfile.open(fileobj=raw, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        member = tarfile.TarInfo("a.jpg")
+        member.pax_headers = {"size": str(10**11)}
+        tar.addfile(member, io.BytesIO(b""))
+    raw.seek(0)
+    with pytest.raises(tarfile.ReadError, match='"a.jpg" says 100000000000 bytes, 1000000 are read'):
+        list(files(raw, max_bytes=1_000_000, allow_packed=False))
+
+
+@pytest.mark.parametrize(("secure", "port"), [(True, 443), (False, 80)])
+def test_the_usual_port_does_not_stand_in_the_host_header(secure: bool, port: int) -> None:
+    """A signed url is signed for the name alone."""
+    asked = http._Pinned("example.org", port, "192.0.2.1", secure=secure, seconds=1)
+    assert asked.default_port == asked.port

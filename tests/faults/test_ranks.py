@@ -431,12 +431,16 @@ def test_a_scale_at_its_limit_for_long_is_said_once() -> None:
 
 def test_a_zero_row_and_a_column_that_is_not_finite_are_named(make_batch: Any, make_features: Any) -> None:
     batch = make_batch(4, valid=[True, True, True, False]).plus(
-        {"teacher": torch.tensor([[1.0], [1.0], [torch.inf], [torch.nan]])}
+        {
+            "teacher": torch.tensor([[1.0], [1.0], [torch.inf], [torch.nan]]),
+            "score": torch.tensor([torch.nan, 1.0, 1.0, 1.0]),  # a column without a dimension of its own
+        }
     )
     features = make_features(4)
     image = features.image.detach().clone()
     image[1] = 0
     assert verdict.culprits(features._replace(image=image), batch) == [
+        "made-up.tar:0000 (column score not finite)",
         "made-up.tar:0001 (image of norm 0)",
         "made-up.tar:0002 (column teacher not finite)",
     ]

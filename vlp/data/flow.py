@@ -61,6 +61,8 @@ def files(stream: Stream, *, max_bytes: int, allow_packed: bool) -> Iterator[tup
         for member in tar:
             tar.members = []  # else every header is kept
             if member.isreg() and not member.name.rpartition("/")[2].startswith("__"):
+                if not 0 <= member.size <= max_bytes:  # a pax header or a sparse map may say another size
+                    raise _too_large(member, max_bytes)
                 data = tar.extractfile(member)
                 assert data is not None, "a regular file has bytes"
                 yield member.name, data.read()
@@ -76,8 +78,12 @@ class _Bounded(tarfile.TarInfo):
         info = super().frombuf(buf, encoding, errors)
         limit = _MAX_NAME if info.type in _NAMES else cls.max_bytes
         if info.size > limit:
-            raise tarfile.ReadError(f'"{info.name}" says {info.size} bytes, {limit} are read (max_member_mb)')
+            raise _too_large(info, limit)
         return info
+
+
+def _too_large(member: tarfile.TarInfo, limit: int) -> tarfile.ReadError:
+    return tarfile.ReadError(f'"{member.name}" says {member.size} bytes, {limit} are read (max_member_mb)')
 
 
 class _Begun:

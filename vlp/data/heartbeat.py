@@ -19,7 +19,7 @@ from vlp.data.plan import Plan
 from vlp.data.stream import Stream
 
 IDLE, READING, COLLATING = 0, 1, 2
-LEAVE_SECONDS = 300  # that a worker stays after SIGTERM, if nobody ends it
+LEAVE_SECONDS = 3600  # that a worker stays after SIGTERM, if nobody ends it
 END_SECONDS = 2  # for workers to end by themselves when their loader is over
 
 

@@ -158,6 +158,8 @@ class _Pinned(http.client.HTTPConnection):
 
     def __init__(self, host: str, port: int, address: str, *, secure: bool, seconds: float) -> None:
         super().__init__(host, port, timeout=min(_CONNECT, seconds))
+        if secure:  # or the port would stand in the Host header, which signed urls do not expect
+            self.default_port = http.client.HTTPS_PORT
         self.address, self.secure = address, secure
         self.wire: socket.socket | None = None  # http.client forgets its own when the answer is to end the connection
 

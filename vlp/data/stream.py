@@ -169,7 +169,7 @@ class Stream:
         try:
             for name, data in flow.files(opened, max_bytes=limit, allow_packed=self.source.allow_packed):
                 yield {"fname": name, "data": data, "__url__": url}
-        except (OSError, ValueError, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
+        except (OSError, ValueError, RecursionError, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
             failed("unreadable_shard", error)
 
     def _failed(self, url: str, told: set[str], reason: str, error: Exception) -> bool:
