@@ -107,7 +107,7 @@ def choices(options: Namespace) -> None:
     point = Point(options.pairs, 64, 32)
     plain = model_of(options.arch, point.size)
     batch = batch_of(plain, point)
-    whole = float(OBJECTIVE(plain(batch), batch).total)
+    whole = OBJECTIVE(plain(batch), batch).total.item()
     half = model_of(options.arch, point.size)
     last = model_of(options.arch, point.size).to(memory_format=torch.channels_last)
     compiled = model_of(options.arch, point.size)
@@ -127,7 +127,7 @@ def choices(options: Namespace) -> None:
         ours(), theirs()
         found = take_turns(Case(name, ours, theirs, lambda a, b: ""), rounds=options.rounds, clock=clock(options))
         with around():
-            off = abs(float(OBJECTIVE(dual(batch), batch).total) - whole)
+            off = abs(OBJECTIVE(dual(batch), batch).total.item() - whole)
         times = [duration(statistics.median(side)) for side in (found.theirs, found.ours)]
         print_row([name, *times, found.faster, f"{off:.0e}"])
     print()
