@@ -29,7 +29,7 @@ from torch.profiler import ProfilerActivity, profile
 
 Run = Callable[[], Any]
 MEMORY = ("memory theirs", "memory ours")  # columns that `megabytes` fills
-PACKAGES = ("torch", "torchvision", "open_clip_torch", "pillow", "numpy")
+PACKAGES = ("torch", "torchvision", "open_clip_torch", "pillow", "simplejpeg", "numpy")
 
 
 class UnequalError(Exception):

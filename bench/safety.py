@@ -1,6 +1,6 @@
 """The price of safety: our loader with all its checks beside a webdataset pipeline that has none.
 
-Both decode with torchvision, take the same random crop with the same resize, tokenise with our tokenizer and give
+Both decode with simplejpeg, take the same random crop with the same resize, tokenise with our tokenizer and give
 uint8; peers/loader_bare.py says what the bare one leaves out. Ratios above 1 say that ours is faster all the same.
 Captions that are none of the shards' would end it, as in loader.py. Both sides run in this environment.
 """

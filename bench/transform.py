@@ -19,8 +19,9 @@ from paired import Case, UnequalError, arguments, main, parse
 from PIL import Image
 from torch import Tensor
 
+from vlp.data.augment import Augment
 from vlp.data.boxes import draw_box
-from vlp.data.transforms import Augment, Preprocess
+from vlp.data.transforms import Preprocess
 
 SHAPES = ((341, 256), (500, 375))
 LEVELS = 2

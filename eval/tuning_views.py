@@ -13,9 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vlp.adapters.task import Examples
+from vlp.data.augment import Augment, augmented
 from vlp.data.schema import DataError
 from vlp.data.sources import Records, Selected
-from vlp.data.transforms import Augment, augmented
 from vlp.embed import Encoder
 from vlp.pictures import read_picture
 

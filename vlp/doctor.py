@@ -17,7 +17,6 @@ from rich.console import Console
 from rich.table import Table as Grid
 from torch import nn
 
-from vlp.data.decode import jpeg_decoder
 from vlp.data.feed import Feed
 from vlp.losses.objective import Objective
 from vlp.models.dual import Dual
@@ -162,8 +161,7 @@ def _model_pace(
 
 
 def _speed(run: Run, feed: Feed, pace: Pace) -> Iterator[Finding]:
-    workers = f"{run.data.workers} worker(s), JPEG by {jpeg_decoder()}"
-    yield Finding("ok", "loader", f"{pace.loader:.0f} samples/s with {workers}")
+    yield Finding("ok", "loader", f"{pace.loader:.0f} samples/s with {run.data.workers} worker(s)")
     yield Finding("ok", "model", f"{pace.model:.0f} samples/s forward and backward, precision {run.precision}")
     hours = clock_of(run, feed).total * feed.batch_size / min(pace.loader, pace.model) / 3600
     slower = "model" if pace.loader > pace.model else "loader"

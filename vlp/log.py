@@ -219,6 +219,7 @@ def host_facts() -> dict[str, Any]:
         "webdataset",
         "accelerate",
         "datasets",
+        "simplejpeg",
         "vlp",
     )
     versions = {}

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from vlp import dist
 from vlp.alarm import shared_fate
-from vlp.data import serve, transforms
+from vlp.data import augment, serve, transforms
 from vlp.data.serve import Server
 from vlp.data.stream import Stream
 from vlp.losses.objective import Objective
@@ -173,11 +173,12 @@ class LoaderClock:
         places = [
             *(Place(one, "next" if isinstance(one, Stream) else "read", "read shards") for one in records),
             Place(transforms, "decode", "decode"),
-            Place(transforms, "decode_shrunk", "decode"),
-            Place(transforms, "_cut", "crop and resize"),
-            Place(transforms, "_cut_small", "crop and resize"),
+            Place(augment, "decode", "decode"),
+            Place(augment, "decode_shrunk", "decode"),
+            Place(augment, "_cut", "crop and resize"),
+            Place(augment, "_cut_small", "crop and resize"),
             Place(transforms.Preprocess, "fit", "crop and resize"),
-            Place(transforms.Augment, "distort", "augment"),
+            Place(augment.Augment, "distort", "augment"),
             Place(type(self.server.tokenizer), "encode", "tokenise"),
             Place(serve, "collate", "collate"),
         ]

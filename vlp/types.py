@@ -7,10 +7,11 @@ D joint width, N = world * B global batch, C classes, H and W picture height and
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -77,6 +78,19 @@ class Batch:
         """The same batch in page-locked memory (called by DataLoader's pin thread)."""
         return self._map(lambda t: t.pin_memory())
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a loader worker sends: a tensor is a handshake of two processes, so small ones go as plain bytes."""
+        state = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {
+            name: {key: _sent(one) for key, one in value.items()} if isinstance(value, Mapping) else _sent(value)
+            for name, value in state.items()
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            came = {key: _came(one) for key, one in value.items()} if isinstance(value, Mapping) else _came(value)
+            object.__setattr__(self, name, came)
+
     def __len__(self) -> int:
         return int(self.image.shape[0])
 
@@ -95,6 +109,17 @@ class Batch:
         return replace(self, extra={**self.extra, **extra}, memory={**self.memory, **(memory or {})})
 
 
+def _sent(value: Any) -> Any:
+    """An array in place of a tensor that is small, on the CPU and of a type that numpy knows."""
+    small = isinstance(value, Tensor) and value.device.type == "cpu" and value.nbytes <= _SMALL
+    return value.numpy() if small and value.dtype != torch.bfloat16 and not value.requires_grad else value
+
+
+def _came(value: Any) -> Any:
+    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+
+
+_SMALL = 1 << 16  # bytes: what a pipe takes at once
 _BATCH_TENSORS = ("image", "text", "token_mask", "caption_mask", "valid", "label", "source")
 
 

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import simplejpeg
 import torch
-import torchvision.io  # noqa: F401  (registers the decoder)
 import webdataset as wds
 from drain import drain
 from torch import Tensor
@@ -31,8 +31,8 @@ def batches(settings: dict[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
     tokenizer = TOKENIZERS.build({"name": "clip_bpe"}).build(None)
 
     def pair(sample: dict[str, Any]) -> tuple[Tensor, str]:
-        data = torch.frombuffer(bytearray(sample["jpg"]), dtype=torch.uint8)
-        return crop(torch.ops.image.decode_jpeg(data, 3, False)), sample["txt"].decode()
+        picture = torch.from_numpy(simplejpeg.decode_jpeg(sample["jpg"], "RGB")).permute(2, 0, 1)
+        return crop(picture), sample["txt"].decode()
 
     def together(pairs: list[tuple[Tensor, str]]) -> tuple[Tensor, Tensor]:
         return torch.stack([image for image, _ in pairs]), tokenizer([text for _, text in pairs])

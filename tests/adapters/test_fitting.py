@@ -10,7 +10,7 @@ import torch
 
 from tests.adapters.weight_towers import examples, make_encoder
 from vlp.adapters.fitting import PictureBatches, Recipe, minimise, passes, pixels, seeded, steps_of
-from vlp.data.transforms import Augment
+from vlp.data.augment import Augment
 
 
 def run(recipe: Recipe, start: float = 1.0, target: float = 3.0, **group: float) -> list[float]:

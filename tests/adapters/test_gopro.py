@@ -26,8 +26,8 @@ from vlp.adapters.gopro import GOPro, StyleClassifier, described, simclr, widths
 from vlp.adapters.prompts import ClassPrompts
 from vlp.adapters.task import Examples, Task
 from vlp.adapters.three_views import MOCO, three_views
+from vlp.data.augment import Augment, augmented
 from vlp.data.augmix import augmix
-from vlp.data.transforms import Augment, augmented
 
 PLAIN = tuple(name.replace("_", " ") for name in NAMES)
 WORDS = "a photo of a"

@@ -13,7 +13,7 @@ from tests.adapters.prompt_towers import assert_untouched, encoder_of, pictures,
 from vlp.adapters.shots import feature_shots, picture_shots
 from vlp.adapters.task import Examples, Task
 from vlp.adapters.tuning import Tuner, frozen, seeded_linear
-from vlp.data.transforms import Augment
+from vlp.data.augment import Augment
 
 CPU = torch.device("cpu")
 

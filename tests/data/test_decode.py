@@ -12,7 +12,7 @@ import torch
 from PIL import Image, PngImagePlugin
 
 from vlp.data import decode as module
-from vlp.data.decode import Limits, decode, decode_shrunk, from_pil, jpeg_decoder, read_header
+from vlp.data.decode import Limits, decode, decode_shrunk, from_pil, read_header
 from vlp.types import BadSampleError
 
 
@@ -57,14 +57,21 @@ def test_jpeg_pixels_are_pillows(mode: str, progressive: bool, subsampling: int)
     assert torch.equal(decode(data), reference(data))
 
 
-def test_both_jpeg_decoders_give_the_same_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = encoded(PLAIN.convert("CMYK"), quality=80)
-    compiled = decode(data)
-    assert jpeg_decoder() == "torchvision"
-    monkeypatch.setattr(module, "_jpeg_op", lambda: None)
-    assert jpeg_decoder() == "pillow"
-    assert torch.equal(decode(data), compiled)
+def test_pillow_has_the_last_word_on_jpegs(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, asked = encoded(PLAIN, quality=80), []
+    real = module._decode_pillow
+    monkeypatch.setattr(module, "_decode_pillow", lambda *a, **k: asked.append(len(a[0])) or real(*a, **k))
+    fast = decode(data)
+    assert not asked
+    assert torch.equal(fast, real(data, exif=False))
+    for rare in (encoded(PLAIN.convert("CMYK"), quality=80), encoded(PLAIN.convert("CMYK"), subsampling=0)):
+        assert torch.equal(decode(rare), reference(rare))
+    assert len(asked) == 2
+    middle = len(data) // 2
+    damaged = data[:middle] + b"\xff\xd9" + data[middle:]  # an end in the middle: simplejpeg refuses it
+    assert torch.equal(decode(damaged), reference(damaged))
     assert reason(data[:-2]) == "truncated_image"
+    assert len(asked) == 4
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "BMP"])

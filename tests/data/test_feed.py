@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
 import os
 import pickle
 import signal
@@ -9,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ import torch
 
 from tests.data.tars import Letters, add, picture, samples, write_shards, write_tar
 from vlp.data import Data, Feed
+from vlp.data.feed import of_death
 from vlp.data.schema import DataError
 from vlp.data.serve import CLASS_STRIDE, EMPTY_LABELS, SAMPLE_STRIDE
 from vlp.data.transforms import Preprocess
@@ -312,10 +315,42 @@ def test_a_dead_or_hanging_worker_is_an_error_with_names(how: str, words: str, f
     assert "shard-00" in str(error.value)
 
 
+def test_a_pipe_that_breaks_with_its_worker_is_the_workers_death() -> None:
+    dead = multiprocessing.get_context("fork").Process(target=os._exit, args=(0,))
+    dead.start()
+    batches = SimpleNamespace(_workers=[dead])
+    found = of_death(ConnectionResetError("[Errno 104] Connection reset by peer"), batches)
+    assert str(found).startswith(f"DataLoader worker (pid(s) {dead.pid}) exited unexpectedly: [Errno 104]")
+    met = OSError("Caught OSError in DataLoader worker process 0.\nOSError: Stale file handle")
+    assert of_death(met, batches) is met
+    alone = EOFError()
+    assert of_death(alone, SimpleNamespace(_workers=[])) is alone
+
+
 def test_the_server_travels_to_other_processes(folder: Path) -> None:
     it = feed(folder, batch_size=8)
     again = pickle.loads(pickle.dumps(it.server))
     assert same(again[2], it.batch(2))
+
+
+def test_a_batch_travels_between_processes_as_it_is(folder: Path) -> None:
+    sent = feed(folder, batch_size=8).batch(0)
+    large = {"views": torch.rand(8, 3, 64, 64), "half": torch.rand(8, 5).bfloat16(), "learned": torch.ones(8, 1)}
+    sent = sent.plus(
+        {**large, "none": torch.empty(8, 0)}, {"queue": torch.arange(6.0).view(2, 3), "one": torch.tensor(2.5)}
+    )
+    sent.extra["learned"].requires_grad_()
+    came = pickle.loads(pickle.dumps(sent))
+    assert same(came, sent)
+    for name in ("extra", "memory"):
+        ours, theirs = getattr(came, name), getattr(sent, name)
+        assert list(ours) == list(theirs)
+        for key in ours:
+            assert ours[key].dtype == theirs[key].dtype
+            assert ours[key].shape == theirs[key].shape
+            assert torch.equal(ours[key], theirs[key])
+    assert (came.keys, came.skips, came.notes) == (sent.keys, sent.skips, sent.notes)
+    came.label.add_(1)  # its memory may be written
 
 
 def test_workers_end_when_the_reader_stops_early(folder: Path) -> None:

@@ -11,13 +11,18 @@ import torch
 from pydantic import ValidationError
 
 from tests.data.test_decode import encoded, photo
+from vlp.data.augment import Augment
 from vlp.data.decode import Limits
-from vlp.data.stages import Captions, Fields, Labels, prepare
-from vlp.data.transforms import Augment, Preprocess
+from vlp.data.stages import Captions, Fields, Item, Labels, drafted
+from vlp.data.transforms import Preprocess
 from vlp.types import BadSampleError, Sample
 
 PICTURE = encoded(photo(40, 30))
 PREPROCESS = Preprocess(size=32)
+
+
+def prepare(one: Sample, **settings: Any) -> Item:
+    return drafted(one, **settings).finished()
 
 
 def sample(record: Any = None, **members: bytes) -> Sample:

@@ -12,9 +12,10 @@ from torch import Tensor
 from torchvision.transforms import RandomResizedCrop
 
 from tests.data.test_decode import encoded, photo
+from vlp.data.augment import Augment
 from vlp.data.boxes import draw_box
 from vlp.data.decode import Limits
-from vlp.data.transforms import Augment, Preprocess
+from vlp.data.transforms import Preprocess
 from vlp.types import BadSampleError
 
 SHAPES = [(500, 375), (375, 500), (160, 120), (97, 160), (224, 224), (64, 64), (640, 300), (300, 640)]

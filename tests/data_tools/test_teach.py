@@ -19,11 +19,11 @@ from data_tools.teach import Teach, relative
 from data_tools.verify import Verify
 from tests.shards import make_shards
 from vlp import config
+from vlp.data.augment import Augment
 from vlp.data.boxes import Box, stored_box
 from vlp.data.columns import Column
 from vlp.data.schema import DataError, read_manifest
-from vlp.data.stages import Captions, prepare
-from vlp.data.transforms import Augment
+from vlp.data.stages import Captions, drafted
 from vlp.embed import Encoder
 from vlp.log import read_steps
 from vlp.models import pretrained
@@ -123,7 +123,7 @@ def test_training_cuts_the_part_that_the_features_are_of(tmp_path: Path, teacher
     }
     seen = set()
     for number, (key, raw) in enumerate(read(tmp_path / "out").items()):
-        item = prepare(
+        item = drafted(
             Sample(key, raw.members, "", number),
             captions=Captions(fields=("captions",), pick="random"),
             preprocess=encoder.dual.transform,
@@ -131,7 +131,7 @@ def test_training_cuts_the_part_that_the_features_are_of(tmp_path: Path, teacher
             columns=columns,
             crop="box",
             rng=np.random.Generator(np.random.Philox(key=number)),
-        )
+        ).finished()
         row = arrays(raw)["boxes"].tolist().index(item.extra["box"].tolist())
         seen.add(row)
         assert item.extra["image"].tolist() == arrays(raw)["image"][row].tolist()

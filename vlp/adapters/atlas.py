@@ -16,7 +16,7 @@ from vlp.adapters.selection import choose
 from vlp.adapters.task import Task
 from vlp.adapters.tuned import HEAD, SIDES, TunedClassifier, in_mode, own_state
 from vlp.adapters.weights import State, task_vector
-from vlp.data.transforms import Augment
+from vlp.data.augment import Augment
 
 AT_LEAST = 10  # steps of a pass through a small support
 

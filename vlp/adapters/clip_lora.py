@@ -16,7 +16,7 @@ from vlp.adapters.task import Examples, Task
 from vlp.adapters.tuned import SIDES, TunedClassifier, in_mode, own_state, prompts, with_own_head
 from vlp.adapters.weight_space import WeightSpace
 from vlp.adapters.weights import State
-from vlp.data.transforms import Augment
+from vlp.data.augment import Augment
 
 # How implementations name the weights that make queries, keys and values, and how many of them lie in one tensor.
 PACKED = (

@@ -19,7 +19,7 @@ from vlp.adapters.tuned import (
     with_own_head,
 )
 from vlp.adapters.weight_space import WeightSpace
-from vlp.data.transforms import Augment
+from vlp.data.augment import Augment
 
 
 class Finetune(WeightSpace):

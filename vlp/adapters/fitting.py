@@ -16,7 +16,7 @@ from torch.nn.utils import clip_grad_norm_
 from vlp.adapters.task import Examples
 from vlp.adapters.tuned import Prompts, features_and_weights
 from vlp.adapters.weights import State
-from vlp.data.transforms import Augment
+from vlp.data.augment import Augment
 from vlp.duration import Clock, Span
 from vlp.optim import Cosine, set_rate
 from vlp.pictures import read_picture

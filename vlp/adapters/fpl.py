@@ -22,7 +22,7 @@ from vlp.adapters.task import Examples, Task
 from vlp.adapters.tuning import Tuner, frozen
 from vlp.adapters.vpt import VPT
 from vlp.adapters.zeroshot import ZeroShot
-from vlp.data.transforms import Augment
+from vlp.data.augment import Augment
 
 LEARNED = {"textual": 16, "visual": 16, "multimodal": 4}  # vectors
 

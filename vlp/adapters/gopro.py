@@ -19,7 +19,7 @@ from vlp.adapters.prompts import ClassPrompts
 from vlp.adapters.task import Task
 from vlp.adapters.three_views import MOCO, Views, three_views
 from vlp.adapters.tuning import Tuner, autocast, frozen, seeded_linear
-from vlp.data.transforms import Augment
+from vlp.data.augment import Augment
 
 
 class Pictures(NamedTuple):

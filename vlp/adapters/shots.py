@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vlp.adapters.task import Examples
-from vlp.data.transforms import Augment
+from vlp.data.augment import Augment
 from vlp.pictures import read_picture
 from vlp.types import BadSampleError
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vlp.adapters.task import Examples
+from vlp.data.augment import Augment, augmented
 from vlp.data.augmix import augmix
-from vlp.data.transforms import Augment, augmented
 from vlp.pictures import read_picture
 from vlp.types import BadSampleError
 

@@ -16,7 +16,7 @@ from vlp.adapters.prompts import STD, ClassPrompts
 from vlp.adapters.shots import Shots, picture_shots
 from vlp.adapters.task import Examples, Task
 from vlp.adapters.tuning import Tuner, autocast, frozen
-from vlp.data.transforms import Augment
+from vlp.data.augment import Augment
 
 
 class TowerTuner(Tuner):

@@ -19,8 +19,8 @@ from vlp.adapters.prompted import ContextClassifier, finished, needed, refuse_ot
 from vlp.adapters.prompts import ClassPrompts
 from vlp.adapters.task import Task
 from vlp.adapters.tuning import autocast, frozen
+from vlp.data.augment import Augment, augmented
 from vlp.data.augmix import augmix
-from vlp.data.transforms import Augment, augmented
 
 
 class TPT(Adapter):

@@ -26,6 +26,7 @@ def collate(
     negatives: int = 0,
     blank: Mapping[str, Tensor] | None = None,
     round_to: int = 8,
+    image: Tensor | None = None,
 ) -> Batch:
     """A batch with K = `captions` slots a picture; None makes a slot with `valid = False` and zeros.
 
@@ -34,10 +35,11 @@ def collate(
 
     With M = `negatives` above 0, extra has `negative_text` long [B, M, T'] and `negative_mask` bool [B, M, T'], True up
     to the end token; one whose ids are those of a caption of its picture is left out. `blank` has the zeros of one slot
-    for every column, so that a batch without any sample has them too.
+    for every column, so that a batch without any sample has them too. `image` comes from `pictures`, and the items'
+    pictures may lie in it already.
     """
     valid = torch.tensor([item is not None for item in items], dtype=torch.bool)
-    image = _pictures(items, size)
+    image = _filled(pictures(len(items), size) if image is None else image, items)
     said, denied = _encode(items, tokenizer, captions, negatives)
     denied, notes = _unlike(denied, said)
     text, token_mask = _padded(said, (len(items), captions), tokenizer, round_to)
@@ -64,20 +66,22 @@ def collate(
     )
 
 
-def _pictures(items: Sequence[Item | None], size: tuple[int, int]) -> Tensor:
-    """uint8 [B, 3, H, W]; a loader worker makes it in the memory that it shares, or all would be copied there."""
-    shape = (len(items), 3, *size)
+def pictures(count: int, size: tuple[int, int]) -> Tensor:
+    """Memory for uint8 [B, 3, H, W]; in a loader worker the memory that it shares, or all would be copied there."""
+    shape = (count, 3, *size)
     if get_worker_info() is None:
-        image = torch.empty(shape, dtype=torch.uint8)
-    else:
-        shared = torch.UntypedStorage._new_shared(math.prod(shape))
-        image = torch.empty(0, dtype=torch.uint8).set_(shared, 0, shape)  # type: ignore[call-overload]
+        return torch.empty(shape, dtype=torch.uint8)
+    shared = torch.UntypedStorage._new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(shared, 0, shape)  # type: ignore[call-overload, no-any-return]
+
+
+def _filled(image: Tensor, items: Sequence[Item | None]) -> Tensor:
     for item, target in zip(items, image):
         if item is None:
             target.zero_()
         elif item.image.shape != target.shape:
-            raise ValueError(f"{item.key}: picture {list(item.image.shape)}, the batch holds {[3, *size]}")
-        else:
+            raise ValueError(f"{item.key}: picture {list(item.image.shape)}, the batch holds {list(target.shape)}")
+        elif item.image.data_ptr() != target.data_ptr():
             target.copy_(item.image)
     return image
 

@@ -1,17 +1,18 @@
 """Picture bytes to uint8 RGB, with every limit checked on the header before a pixel is decoded.
 
-JPEG goes through torchvision's compiled libjpeg-turbo where it is there (it is deprecated since torchvision 0.29), else
-through Pillow: the same pixels, bit for bit, at about two thirds of the speed. Other formats go through Pillow.
+JPEG goes through simplejpeg, which hands the bytes to libjpeg-turbo: Pillow's pixels, bit for bit, in two thirds of its
+time. Other formats go through Pillow, and so do JPEGs in CMYK and those that simplejpeg refuses: they are what Pillow,
+and so open_clip, says they are.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
-from collections.abc import Callable
-from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
+import simplejpeg
 import torch
 from PIL import Image, UnidentifiedImageError
 from pydantic import Field
@@ -23,11 +24,12 @@ from vlp.types import BadSampleError
 
 Format = Literal["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]
 FORMATS: tuple[Format, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+_JPEG = b"\xff\xd8\xff"
 _PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)  # frame headers of JPEGs that are drawn scan by scan
 _MAX_SCANS = 100  # writers make about ten; a scan of some bytes costs a pass over all pixels
 _MAX_SCANNED = 1_000_000_000  # pixels, over all scans
 _ROWS = 256  # of 16-bit gray that become larger numbers at once
-_RGB = 3  # torchvision.io.ImageReadMode.RGB
+_CMYK = 4  # components
 
 
 class Limits(Part):
@@ -48,6 +50,7 @@ class Header(NamedTuple):
     format: str
     width: int
     height: int
+    components: int = 3  # of a JPEG: 1 gray, 3 colours, 4 CMYK
 
 
 def decode(data: bytes, limits: Limits | None = None, *, exif: bool = False, header: Header | None = None) -> Tensor:
@@ -58,11 +61,9 @@ def decode(data: bytes, limits: Limits | None = None, *, exif: bool = False, hea
     `header` is what `read_header` said of the data, where it was asked already.
     """
     header = header or read_header(data, limits or Limits())
-    if header.format == "JPEG" and not exif and (op := _jpeg_op()) is not None:
-        try:
-            return op(torch.frombuffer(bytearray(data), dtype=torch.uint8), _RGB, False)
-        except RuntimeError as error:
-            raise _fault(data, error) from error
+    if header.format == "JPEG" and header.components != _CMYK and not exif:
+        with contextlib.suppress(ValueError):  # damaged or rare: Pillow decides, and says why
+            return torch.from_numpy(simplejpeg.decode_jpeg(data, "RGB")).permute(2, 0, 1)
     return _decode_pillow(data, exif=exif)
 
 
@@ -72,7 +73,7 @@ def read_header(data: bytes, limits: Limits) -> Header:
         raise BadSampleError("not_image", "0 bytes")
     if len(data) > limits.max_bytes:
         raise BadSampleError("image_bytes", f"{len(data)} bytes, limits.max_bytes is {limits.max_bytes}")
-    header = _jpeg_header(data) if data.startswith(b"\xff\xd8\xff") else _pillow_header(data, limits)
+    header = _jpeg_header(data) if data.startswith(_JPEG) else _pillow_header(data, limits)
     if header.format not in limits.formats:
         raise BadSampleError("not_image", f"{header.format} is not in limits.formats")
     check_size(header.width, header.height, limits)
@@ -146,6 +147,7 @@ def _decode_pillow(data: bytes, *, exif: bool) -> Tensor:
 def _fault(data: bytes, error: Exception) -> BadSampleError:
     text = str(error).split("\n")[0]
     cut = any(word in text.lower() for word in ("truncated", "incomplete", "premature", "broken data stream"))
+    cut |= data.startswith(_JPEG) and not data.endswith(b"\xff\xd9")  # of one that ends within a table it says less
     return BadSampleError("truncated_image" if cut else "not_image", f"{len(data)} bytes: {text[-160:]}")
 
 
@@ -178,7 +180,7 @@ def _jpeg_header(data: bytes) -> Header:
             height, width = (int.from_bytes(data[place + at : place + at + 2], "big") for at in (5, 7))
             if marker in _PROGRESSIVE:
                 _refuse_scans(data, width * height)
-            return Header("JPEG", width, height)
+            return Header("JPEG", width, height, data[place + 9])
         else:
             place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
     raise BadSampleError("truncated_image", f"JPEG of {end} bytes without a frame header")
@@ -189,20 +191,3 @@ def _refuse_scans(data: bytes, pixels: int) -> None:
     scans = data.count(b"\xff\xda")
     if scans > _MAX_SCANS or scans * pixels > _MAX_SCANNED:
         raise BadSampleError("too_many_scans", f"{scans} scans of {pixels} pixels in {len(data)} bytes")
-
-
-@lru_cache(maxsize=1)
-def _jpeg_op() -> Callable[[Tensor, int, bool], Tensor] | None:
-    """The compiled decoder of torchvision without its deprecation warning, or None if this torchvision has none."""
-    try:
-        import torchvision.io  # noqa: F401  (registers the operator)
-
-        op: Any = torch.ops.image.decode_jpeg.default
-    except (ImportError, AttributeError):
-        return None
-    return op  # type: ignore[no-any-return]
-
-
-def jpeg_decoder() -> Literal["torchvision", "pillow"]:
-    """Which library decodes JPEGs here; the pixels are the same, the speed is not."""
-    return "pillow" if _jpeg_op() is None else "torchvision"

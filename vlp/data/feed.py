@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import re
+import time
 from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,21 @@ from vlp.data.stream import Stream
 from vlp.data.transforms import Preprocess
 from vlp.types import Batch, Tokenizer
 
-_MARK = re.compile(r"DataLoader (worker|timed out)")  # what torch says of a worker that died or is late
+_MARK = re.compile(r"DataLoader (worker \(pid|timed out)")  # what torch says of a worker that died or is late
+_PASSED_ON = "in DataLoader worker process"  # and of an error that a worker met and lived on
+_NOTICED = 1.0  # seconds from the end of a pipe to that of its process, at most
+
+
+def of_death(error: Exception, batches: Any) -> Exception:
+    """The error; in torch's words where it is that of a pipe whose worker died as its batch was fetched."""
+    if isinstance(error, RuntimeError) or _PASSED_ON in str(error):
+        return error
+    until = time.monotonic() + _NOTICED
+    while not (dead := [worker.pid for worker in getattr(batches, "_workers", []) if not worker.is_alive()]):
+        if time.monotonic() > until:
+            return error
+        time.sleep(0.01)
+    return RuntimeError(f"DataLoader worker (pid(s) {', '.join(map(str, dead))}) exited unexpectedly: {error}")
 
 
 class LoaderError(RuntimeError):
@@ -164,8 +179,8 @@ class Feed:
                 batch = next(batches)
                 loading.step += 1
                 yield batch
-        except RuntimeError as error:  # a worker died, or gave nothing for `timeout` seconds
-            if (cause := self.explained(error)) is error:
+        except (RuntimeError, OSError, EOFError) as error:  # a worker died, or gave nothing for `timeout` seconds
+            if (cause := self.explained(of_death(error, batches))) is error:
                 raise
             raise cause from error
         finally:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import re
 import signal
+import struct
 import threading
 import time
 from collections.abc import Collection, Iterator, Sequence
@@ -21,6 +23,7 @@ from vlp.data.stream import Stream
 IDLE, READING, COLLATING = 0, 1, 2
 LEAVE_SECONDS = 3600  # that a worker stays after SIGTERM, if nobody ends it
 END_SECONDS = 2  # for workers to end by themselves when their loader is over
+_ROW = struct.Struct("6q")  # a tenth of the time that numpy takes to write six numbers
 
 
 class Beat:
@@ -45,7 +48,8 @@ class Beat:
         self._write(IDLE, step)
 
     def _write(self, stage: int, step: int) -> None:
-        self.row[:] = (stage, step, self.source, self.sample, time.monotonic_ns(), self.process)
+        values = (stage, step, self.source, self.sample, time.monotonic_ns(), self.process)
+        _ROW.pack_into(self.row, 0, *values)
 
 
 class Place(NamedTuple):
@@ -69,6 +73,7 @@ class Heartbeat:
     def start_worker(self, worker: int) -> None:
         """In a worker: one thread; beats at every sample; signals meant for the run are the main process's."""
         torch.set_num_threads(1)
+        gc.freeze()  # what came with the fork stays: looking through it again and again copies its pages
         info = torch.utils.data.get_worker_info()
         assert info is not None
         server: Any = info.dataset

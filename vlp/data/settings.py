@@ -8,12 +8,12 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from vlp.data.augment import Augment
 from vlp.data.columns import Column
 from vlp.data.decode import Limits
 from vlp.data.order import MAX_STREAMS, num_streams
 from vlp.data.remote import ShardCache
 from vlp.data.sources import Source
-from vlp.data.transforms import Augment
 from vlp.registry import Named, Part
 
 SourcePart = Annotated[Source, Named("vlp.data:SOURCES")]

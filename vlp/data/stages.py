@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vlp.data.augment import Augment, Views
 from vlp.data.captions import Captions, Drawn
 from vlp.data.columns import Column, read_columns
 from vlp.data.decode import Limits
 from vlp.data.fields import IMAGE_MEMBERS, Fields, decode_text, image_bytes
 from vlp.data.labels import Labels
 from vlp.data.order import branch
-from vlp.data.transforms import Augment, Preprocess, augmented
+from vlp.data.transforms import Preprocess
 from vlp.text.captions import cut_bytes
 from vlp.types import Sample
 
-__all__ = ["IMAGE_MEMBERS", "Captions", "Fields", "Item", "Labels", "decode_text", "image_bytes", "prepare"]
+__all__ = [
+    "IMAGE_MEMBERS",
+    "Captions",
+    "Draft",
+    "Fields",
+    "Item",
+    "Labels",
+    "decode_text",
+    "drafted",
+    "image_bytes",
+]
 
 # What a part of a sample draws from: a branch of the sample's generator, so that no part changes what another draws.
 _COLUMNS, _NEGATIVES, _VIEWS = 1, 2, 3  # and the views after it
+_NO_IMAGE = torch.empty(0, dtype=torch.uint8)
 
 
 class Item(NamedTuple):
@@ -37,7 +49,20 @@ class Item(NamedTuple):
     negatives: tuple[str, ...] = ()  # false captions
 
 
-def prepare(
+class Draft(NamedTuple):
+    """An item whose picture is not decoded yet."""
+
+    item: Item  # its image is empty, and it has no views
+    pictures: Callable[[], list[Tensor]]  # the image, then the views
+
+    def finished(self) -> Item:
+        """The item; BadSampleError for a picture that cannot be decoded."""
+        image, *views = self.pictures()
+        extra = self.item.extra | ({"views": torch.stack(views)} if views else {})
+        return self.item._replace(image=image, extra=extra)
+
+
+def drafted(
     sample: Sample,
     *,
     captions: Captions | None,
@@ -50,8 +75,8 @@ def prepare(
     slots: int = 1,
     limits: Limits | None = None,
     rng: np.random.Generator | None = None,
-) -> Item:
-    """The item of a sample; BadSampleError if it cannot be used. Without `captions`, the class name is the caption.
+) -> Draft:
+    """A sample up to its pixels; BadSampleError if it cannot be used. Without `captions` its class name is the caption.
 
     Without `augment` (which needs `rng`, as `views` do) the picture goes through the evaluation transform. `crop` names
     the column whose box is cut out instead of a random one. slots: K, for columns with a row for each caption.
@@ -69,18 +94,16 @@ def prepare(
         negatives = [cut_bytes(text, limits.max_caption_bytes) for text in found]
         notes += [] if negatives else ["no_negative"]
     extra = read_columns(columns, fields, drawn, branches.get(_COLUMNS), slots=slots) if columns else {}
+    item = Item(_NO_IMAGE, short, label, extra, sample.key, tuple(notes), tuple(negatives))
     picture = image_bytes(sample)
     if augment is None and not views:
-        image = preprocess(picture, limits)
-    elif rng is None:
+        return Draft(item, lambda: [preprocess(picture, limits)])
+    if rng is None:
         raise ValueError("augment needs the generator of the sample, and so do views")
-    else:
-        todo = [(augment or Augment(crop=False), rng)]
-        todo += [(view, branches[_VIEWS + number]) for number, view in enumerate(views)]
-        box = extra[crop].tolist() if crop else None
-        image, *more = augmented(picture, todo, preprocess, limits=limits, crop=box)
-        extra |= {"views": torch.stack(more)} if more else {}
-    return Item(image, short, label, extra, sample.key, tuple(notes), tuple(negatives))
+    todo = [(augment or Augment(crop=False), rng)]
+    todo += [(view, branches[_VIEWS + number]) for number, view in enumerate(views)]
+    box = extra[crop].tolist() if crop else None
+    return Draft(item, Views(picture, todo, preprocess, limits=limits, crop=box))
 
 
 def _branches(captions: Captions | None, columns: Mapping[str, Column] | None, views: Sequence[Augment]) -> list[int]:

@@ -1,12 +1,11 @@
-"""Pictures to the model's size: open_clip's evaluation transform on uint8, and the augmentation of training."""
+"""Pictures to the model's size: open_clip's evaluation transform on uint8."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from PIL import Image
 from pydantic import Field, field_validator
@@ -15,9 +14,7 @@ from torch.nn.functional import interpolate
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from vlp.data import distort
-from vlp.data.boxes import Box, draw_box, stored_box
-from vlp.data.decode import Limits, check_size, decode, decode_shrunk, from_pil, read_header
+from vlp.data.decode import Header, Limits, check_size, decode, from_pil
 from vlp.registry import Part
 
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -79,12 +76,12 @@ class Preprocess(Part):
         """uint8 [3, H, W] from bytes, a file's Path, a Pillow image, or uint8 [3, h, w]."""
         return self.fit(self.read(picture, limits))
 
-    def read(self, picture: Any, limits: Limits | None = None) -> Tensor:
-        """uint8 [3, h, w] at the picture's own size."""
+    def read(self, picture: Any, limits: Limits | None = None, *, header: Header | None = None) -> Tensor:
+        """uint8 [3, h, w] at the picture's own size; `header`: see `decode`."""
         if isinstance(picture, Path):
             picture = picture.read_bytes()
         if isinstance(picture, bytes | bytearray | memoryview):
-            return decode(bytes(picture), limits, exif=self.exif)
+            return decode(bytes(picture), limits, exif=self.exif, header=header)
         if isinstance(picture, Image.Image):
             check_size(picture.width, picture.height, limits or Limits())
             return from_pil(picture)
@@ -110,9 +107,9 @@ class Preprocess(Part):
         """Antialiased resize of uint8."""
         mode = interpolation or self.interpolation
         if self.resizer == "pillow":
-            return _pillow_resize(image, size, mode)
+            return pillow_resize(image, size, mode)
         if _FAST and not image.is_cuda:  # what F.resize calls in the end; its own checks are a tenth of the time
-            return interpolate(image[None], size, mode=mode, align_corners=False, antialias=True)[0]
+            return interpolate(_one_batch(image), size, mode=mode, align_corners=False, antialias=True)[0]
         resized: Tensor = F.resize(image, list(size), interpolation=_MODES[mode], antialias=True)
         return resized
 
@@ -136,108 +133,18 @@ def normalized(image: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return result
 
 
-class Augment(Part):
-    """Random resized crop, then mirror, small moves, colours, blur, all drawn from the generator that is handed in.
-
-    The defaults are open_clip's: a crop of 90 to 100 % of the area and nothing else. `crop: false` takes the evaluation
-    transform instead, so that with nothing else on the picture is what evaluation sees. JPEGs much larger than the
-    target are decoded at a fraction of their size (`shrink`): 50 dB or better, up to 2.6 times as fast.
+def _one_batch(image: Tensor) -> Tensor:
+    """[1, 3, h, w], as channels_last where the picture lies so: `image[None]` has a first stride by which torch cannot
+    tell, and resizes it into the other order at the price of one more pass.
     """
-
-    crop: bool = True
-    scale: tuple[float, float] = (0.9, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    flip: float = Field(0.0, ge=0, le=1)  # captions that say left and right go wrong
-    rotate: float = Field(0.0, ge=0, le=180)  # degrees either way
-    translate: float = Field(0.0, ge=0, le=1)  # part of the side either way
-    zoom: tuple[float, float] = (1.0, 1.0)
-    jitter: tuple[float, float, float, float] | None = None  # brightness, contrast, saturation, hue
-    jitter_prob: float = Field(0.8, ge=0, le=1)
-    gray_prob: float = Field(0.0, ge=0, le=1)
-    blur: tuple[float, float] | None = None  # standard deviation in pixels, from and to
-    blur_prob: float = Field(0.5, ge=0, le=1)
-    solarize_prob: float = Field(0.0, ge=0, le=1)
-    shrink: float = Field(
-        1.5, ge=0
-    )  # decode JPEGs at 1/2, 1/4, 1/8 where the crop stays this many times the target; 0: never
-
-    def apply(
-        self, picture: Any, preprocess: Preprocess, rng: np.random.Generator, *, limits: Limits | None = None
-    ) -> Tensor:
-        """uint8 [3, H, W]; the same picture and generator state give the same result."""
-        return augmented(picture, [(self, rng)], preprocess, limits=limits)[0]
-
-    def box(self, height: int, width: int, rng: np.random.Generator) -> Box | None:
-        """The crop of a picture of this size; None: the evaluation transform."""
-        return draw_box(height, width, scale=self.scale, ratio=self.ratio, rng=rng) if self.crop else None
-
-    def factor(self, box: Box | None, size: tuple[int, int]) -> int:
-        """The largest fraction 1/f at which a JPEG may be decoded for this crop."""
-        if box is None or not self.shrink:
-            return 1
-        room = min(box.height / size[0], box.width / size[1]) / self.shrink
-        return max((f for f in (2, 4, 8) if f <= room), default=1)
-
-    def distort(self, image: Tensor, rng: np.random.Generator) -> Tensor:
-        """uint8 [3, H, W] of a crop of that size: everything but the crop."""
-        if self.flip and rng.random() < self.flip:
-            image = image.flip(-1)
-        if self.rotate or self.translate or self.zoom != (1.0, 1.0):
-            image = distort.move(image, degrees=self.rotate, shift=self.translate, zoom=self.zoom, rng=rng)
-        if self.jitter is not None and rng.random() < self.jitter_prob:
-            image = distort.jitter(image, self.jitter, rng)
-        if self.gray_prob and rng.random() < self.gray_prob:
-            image = distort.gray(image)
-        if self.blur is not None and rng.random() < self.blur_prob:
-            image = distort.blur(image, float(rng.uniform(*self.blur)))
-        if self.solarize_prob and rng.random() < self.solarize_prob:
-            image = distort.solarize(image)
-        return image.contiguous()
+    rows, columns = image.stride()[1:]
+    if image.stride(0) == 1 and columns == 3:
+        return image.as_strided((1, *image.shape), (image.shape[1] * rows, 1, rows, columns))
+    return image[None]
 
 
-def augmented(
-    picture: Any,
-    views: Sequence[tuple[Augment, np.random.Generator]],
-    preprocess: Preprocess,
-    *,
-    limits: Limits | None = None,
-    crop: Sequence[float] | None = None,
-) -> list[Tensor]:
-    """One uint8 [3, H, W] for each augmentation and its generator, of a picture that is decoded once.
-
-    The crops are drawn before a JPEG is decoded, so that the smallest scale which is safe for all of them is known.
-    `crop`: x0, y0, x1, y1 in parts of width and height, instead of the first one's random crop.
-    """
-    limits = limits or Limits()
-    header = read_header(picture, limits) if isinstance(picture, bytes) and not preprocess.exif else None
-    image = preprocess.read(picture, limits) if header is None or header.format != "JPEG" else None
-    height, width = (header.height, header.width) if image is None and header else image.shape[-2:]  # type: ignore[union-attr]
-    boxes = [augment.box(height, width, rng) for augment, rng in views]
-    if crop is not None:
-        boxes[0] = stored_box(crop, height, width)
-    factor = min(augment.factor(box, preprocess.size) for (augment, _), box in zip(views, boxes))
-    if image is None and factor > 1:
-        small = decode_shrunk(picture, factor)
-        crops = [_cut_small(small, box, factor, preprocess) for box in boxes if box is not None]
-    else:
-        whole = decode(picture, limits, header=header) if image is None else image
-        crops = [preprocess.fit(whole) if box is None else _cut(whole, box, preprocess) for box in boxes]
-    return [augment.distort(image, rng) for (augment, rng), image in zip(views, crops)]
-
-
-def _cut(image: Tensor, box: Box, preprocess: Preprocess) -> Tensor:
-    part = image[:, box.top : box.top + box.height, box.left : box.left + box.width]
-    return preprocess.resize(part, preprocess.size)
-
-
-def _cut_small(small: Image.Image, box: Box, factor: int, preprocess: Preprocess) -> Tensor:
-    """The crop of a picture decoded at 1/factor; its edges are not rounded to pixels: that would cost 7 to 10 dB."""
-    top, left = box.top / factor, box.left / factor
-    edges = (left, top, left + box.width / factor, top + box.height / factor)
-    return _pillow_resize(small, preprocess.size, preprocess.interpolation, edges)
-
-
-def _pillow_resize(image: Any, size: tuple[int, int], interpolation: str, box: Any = None) -> Tensor:
+def pillow_resize(image: Any, size: tuple[int, int], interpolation: str, box: Any = None) -> Tensor:
+    """uint8 [3, H, W] of a Pillow image or uint8 [3, h, w], or of its part within `box` (left, top, right, bottom)."""
     picture = image if isinstance(image, Image.Image) else Image.fromarray(image.permute(1, 2, 0).numpy())
     return from_pil(picture.resize(size[::-1], Image.Resampling[interpolation.upper()], box=box)).contiguous()
 
