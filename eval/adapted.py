@@ -18,6 +18,7 @@ from vlp.adapters.task import Task, short_hash
 from vlp.adapters.zeroshot import ZeroShot
 from vlp.registry import Named
 from vlp.report.variant import variant
+from vlp.tune.fitting import provenance
 
 AdapterPart = Annotated[Any, Named("vlp.adapters:ADAPTERS")]
 Inputs = Callable[[Tensor], Any]  # what a classifier needs of the pictures of some rows
@@ -58,6 +59,13 @@ class Adapted(BenchmarkPart):
         changed = self.adapter.model_dump(mode="json", exclude_defaults=True)
         settings = short_hash([self.adapter.model_dump_json()]) if changed else None
         return {"adapter": ADAPTERS.name_of(type(self.adapter)), "adapter_hash": settings}
+
+    def warnings(self, view: View) -> tuple[str, ...]:
+        fitted = provenance(located(self.adapter, view.folders))
+        saw = "the adapter was fitted with the pictures that it was first measured on, without labels (transductive)"
+        leaked = "the adapter was chosen by labels of the pictures that it was first measured on (leaky)"
+        said = {saw: any(one.transductive for one in fitted), leaked: any(one.leaky for one in fitted)}
+        return tuple(text for text, so in said.items() if so)
 
     @property
     def variant(self) -> str:

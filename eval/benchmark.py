@@ -85,6 +85,10 @@ class BenchmarkPart(Part):
         """For the record, where an adapter scores: its name, and the hash of its settings unless they are defaults."""
         return {}
 
+    def warnings(self, view: View) -> tuple[str, ...]:
+        """What the record says against its own numbers, beyond what holds for the model."""
+        return ()
+
     def measure(self, view: View) -> Outcome:
         """The benchmark's numbers for one model on one data set."""
         raise NotImplementedError

@@ -46,7 +46,7 @@ class Record(BaseModel):
     step: int | None = None
     code_version: str
     artefacts: str | None = None  # folder with features and examples, relative to the results file
-    warnings: tuple[str, ...] = ()  # what in the model does not fit its weights: activation, normalisation, resolution
+    warnings: tuple[str, ...] = ()  # what in the model does not fit its weights, and how a saved adapter was fitted
 
     @property
     def apart(self) -> tuple[str, ...]:

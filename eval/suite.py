@@ -227,7 +227,7 @@ def make_record(part: BenchmarkPart, view: View, outcome: Outcome, **provenance:
         contains_chance=outcome.contains_chance(),
         head=outcome.head,
         **part.named_adapter,
-        warnings=tuple(getattr(view.encoder.dual, "mismatches", ())),
+        warnings=(*getattr(view.encoder.dual, "mismatches", ()), *part.warnings(view)),
         selection=outcome.selection,
         templates_hash=outcome.templates_hash,
         classes_hash=outcome.classes_hash,

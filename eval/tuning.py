@@ -107,7 +107,7 @@ def load_tuning(path: str | Path, overrides: Sequence[str] = ()) -> Tuning:
 def open_stock(part: TuneSet, tuning: Tuning, encoder: Encoder | None, *, model: str = "features") -> Stock:
     """The data set as the encoder sees it, every split opened before the first is encoded."""
     if part.features is not None:
-        found = read_folder(Path(locate(part.features, folders=tuning.folders())), learn=part in tuning.sets)
+        found = read_folder(Path(locate(part.features, folders=tuning.folders())))
         return replace(found, dataset=part.dataset)
     if encoder is None:
         raise ValueError(f"{part.dataset}: these are pictures: give a model to encode them with")

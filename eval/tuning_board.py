@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vlp.metrics.interval import Interval, of_means
-from vlp.tune.record import RESULTS, TuneRecord, read, read_hits
+from vlp.tune.record import RESULTS, TuneRecord, read, read_hits, settings_hash
 from vlp.tune.transfers import harmonic_mean
 
 ZERO_SHOT = "zeroshot"
@@ -24,7 +25,7 @@ BY_SET = ("h", "open_auroc", "mean_per_class_recall", "acc1_targets")  # no mean
 
 
 class Column(NamedTuple):
-    """Labelled pictures of each class ("none", a number, "all"), and what is measured."""
+    """Labelled pictures of each class ("none", a number, "all", "unknown"), and what is measured."""
 
     labelled: str
     metric: str
@@ -32,7 +33,7 @@ class Column(NamedTuple):
     @property
     def shots(self) -> float:
         """To sort by: few before many."""
-        return {"none": 0.0, "all": float("inf")}[self.labelled] if self.labelled.isalpha() else float(self.labelled)
+        return float(self.labelled) if self.labelled.isdecimal() else 0.0 if self.labelled == "none" else float("inf")
 
 
 class Cell(NamedTuple):
@@ -109,19 +110,25 @@ class Board(NamedTuple):
 
 
 def read_boards(places: Sequence[Path]) -> list[Board]:
-    """A board for each data set, protocol and model; of equal records the last counts. ValueError without any."""
+    """A board for each data set, protocol and model; of equal records the last counts. ValueError without any.
+
+    A data set is its test pictures and classes; where several have one name, a hash of these stands behind it.
+    """
     newest: dict[tuple[str, ...], dict[str, tuple[Path, TuneRecord]]] = {}
     for file in _files(places):
         for row in read(file):
-            group = (row.dataset, row.protocol, f"{row.protocol_settings}", row.model, f"{row.weights_hash}")
+            measured = settings_hash(row.data_hashes.get("test"), row.classes_hash)
+            group = (row.dataset, measured, row.protocol, f"{row.protocol_settings}", row.model, f"{row.weights_hash}")
             asked = f"{row.label}\0{row.labelled}\0{row.seed}"
             newest.setdefault(group, {})[asked] = (file.parent, row)
     if not newest:
         raise ValueError(f"{', '.join(map(str, places))}: no records; `vlp tune grid` and `vlp tune --out` write some")
-    return [_board(list(rows.values())) for rows in newest.values()]
+    several = Counter(dataset for dataset, _ in {key[:2] for key in newest})
+    called = {key: key[0] if several[key[0]] == 1 else f"{key[0]} [{key[1][:8]}]" for key in newest}
+    return [_board(list(rows.values()), dataset=called[key]) for key, rows in newest.items()]
 
 
-def _board(rows: list[tuple[Path, TuneRecord]]) -> Board:
+def _board(rows: list[tuple[Path, TuneRecord]], *, dataset: str) -> Board:
     first = rows[0][1]
     methods = sorted(dict.fromkeys(row.label for _, row in rows), key=lambda label: label != ZERO_SHOT)
     cells: dict[tuple[str, Column], Cell] = {}
@@ -132,7 +139,7 @@ def _board(rows: list[tuple[Path, TuneRecord]]) -> Board:
     columns = list(dict.fromkeys(column for _, column in cells))
     wanted = [column.metric for column in columns]
     columns.sort(key=lambda column: (column.shots, wanted.index(column.metric)))
-    return Board(first.dataset, first.protocol, first.model, methods, columns, cells)
+    return Board(dataset, first.protocol, first.model, methods, columns, cells)
 
 
 def _metrics(protocol: str, rows: Sequence[TuneRecord]) -> Sequence[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,8 +13,10 @@ from eval.data import located
 from eval.tuning import Tuning, load_tuning, open_stock, resized
 from vlp.adapters import saved
 from vlp.adapters.adapter import Adapter
+from vlp.adapters.provenance import Provenance
 from vlp.config import parse_yaml
 from vlp.embed import Encoder
+from vlp.log import console
 from vlp.probe.draw import read_draws
 from vlp.tune import PROTOCOLS
 from vlp.tune.folder import read_folder
@@ -36,6 +40,19 @@ class Words(NamedTuple):
     def name(self) -> str:
         """What results are called."""
         return self.tuning.name if self.tuning is not None else self.features[0].name
+
+    @property
+    def datasets(self) -> list[str]:
+        """What the data sets are called, no two alike; ValueError for a file that calls two the same."""
+        if self.features:
+            return folder_names(self.features)
+        assert self.tuning is not None
+        names = [part.dataset for part in self.tuning.sets]
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            raise ValueError(
+                f'{self.name}: two sets are called "{twice[0]}", so that their results would be taken for one'
+            )
+        return names
 
 
 class Asked(NamedTuple):
@@ -102,10 +119,27 @@ def numbers(text: str) -> list[int]:
     return [int(word) for word in words]
 
 
+def folder_names(folders: Sequence[Path]) -> list[str]:
+    """The last part of each path, with as many before it as tell them all apart, else a number.
+
+    ValueError for a folder that is given twice.
+    """
+    whole = [folder.resolve() for folder in folders]
+    if twice := [folder for folder, count in Counter(whole).items() if count > 1]:
+        raise ValueError(f"{twice[0]} is given twice: name each folder of features once")
+    deepest = max((len(folder.parts) for folder in whole), default=1)
+    for depth in range(1, deepest + 1):
+        names = ["-".join(part.strip("/") for part in folder.parts[-depth:]) for folder in whole]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{folder.name}-{number}" for number, folder in enumerate(whole, start=1)]
+
+
 def stocks(given: Words, encoder: Encoder | None) -> Iterator[Stock]:
     """The data sets one after the other, each while it is asked for."""
+    names = given.datasets
     if given.features:
-        yield from map(read_folder, given.features)
+        yield from (replace(read_folder(path), dataset=name) for path, name in zip(given.features, names, strict=True))
         return
     assert given.tuning is not None
     model = Path(given.model).name if given.model else "features"
@@ -119,24 +153,54 @@ def targets(given: Words, test: Sequence[str], encoder: Encoder | None) -> Itera
     """Data sets that are only measured: the file's, and FILE.yaml or folders of features."""
     if given.tuning is not None:
         yield from (open_stock(part, given.tuning, encoder) for part in given.tuning.targets)
+    folders = [Path(word) for word in test if not _is_file(word)]
+    called = dict(zip(folders, folder_names(folders), strict=True))
     for word in test:
         if _is_file(word):
             other = load_tuning(word)
             yield from (open_stock(part, other, encoder) for part in other.sets)
         else:
-            yield read_folder(Path(word), learn=False)
+            yield replace(read_folder(Path(word)), dataset=called[Path(word)])
+
+
+def run_all(
+    adapter: Adapter,
+    given: Words,
+    encoder: Encoder | None,
+    test: Sequence[str],
+    asked: Asked,
+    emit: Callable[[str], None],
+) -> None:
+    """Fits and measures on every data set; of several each has a folder of its own in OUT."""
+    others = list(targets(given, test, encoder))
+    several = len(given.datasets) > 1
+    for stock in stocks(given, encoder):
+        out = asked.out / stock.dataset if asked.out is not None and several else asked.out
+        run(adapter, stock, others, asked._replace(out=out), emit=emit)
 
 
 def run(adapter: Adapter, stock: Stock, targets: Sequence[Stock], asked: Asked, *, emit: Callable[[str], None]) -> None:
-    """Emits a line of JSON for each seed, and for their mean where there are several; then saves what was fitted."""
+    """Emits a line of JSON for each seed, and for their mean where there are several; then saves what was fitted.
+
+    A classifier that cannot be saved is said on stderr: the records, draws and hits are in OUT all the same.
+    """
     runs = [_measure(trial, asked, emit) for trial in _trials(adapter, stock, targets, asked)]
     if len(runs) > 1:
         emit(summary([one.record for one in runs], [one.outcome.hits for one in runs]).model_dump_json())
     if asked.out is None:
         return
+    try:
+        saved.kind_of(runs[0].outcome.classifier)
+    except ValueError as error:
+        console.print(
+            f"{asked.out} holds records, and no classifier: {error}", highlight=False, soft_wrap=True, markup=False
+        )
+        return
     for one in runs:
         folder = asked.out / f"seed-{one.record.seed}" if len(runs) > 1 else asked.out
-        saved.save(one.outcome.classifier, folder, adapter=adapter, encoder=stock.encoder)
+        made, row = one.outcome.classifier, one.record
+        fitted = Provenance(row.transductive, row.leaky, row.labelled, row.shots, tuple(made.names))
+        saved.save(made, folder, adapter=adapter, encoder=stock.encoder, provenance=fitted)
 
 
 def _measure(trial: Trial, asked: Asked, emit: Callable[[str], None]) -> Run:

@@ -104,7 +104,7 @@ def _apart(found: Difference | None) -> str:
 
 
 def _title(column: Column, several: bool) -> str:
-    shots = {"none": "no labels", "all": "all"}.get(column.labelled, f"{column.labelled} shots")
+    shots = {"none": "no labels", "all": "all", "unknown": "unknown"}.get(column.labelled, f"{column.labelled} shots")
     return f"{shots} {column.metric}" if several else shots
 
 

@@ -47,7 +47,9 @@ ProtocolName = Annotated[
     str | None,
     typer.Option("--protocol", help="few_shot, base_to_new, ... or {name: imbalanced, ratio: 20}; paper: as published"),
 ]
-Out = Annotated[Path | None, typer.Option(help="folder for the fitted adapter (of several: seed-N), draws and records")]
+Out = Annotated[
+    Path | None, typer.Option(help="folder for the fitted adapter (of several: SET/seed-N), draws and records")
+]
 GridOut = Annotated[Path | None, typer.Option("--out", help="folder of the results; default: runs/out/tune/NAME")]
 Weights = Annotated[Path | None, typer.Option(help="weights file of an open_clip name")]
 Batch = Annotated[int, typer.Option(help="pictures encoded at once")]
@@ -137,9 +139,7 @@ def tune(
         shots, tuning_run.numbers(seeds) if seeds else [seed], draws, out, tuning_run.find_protocol(protocol, given)
     )
     encoder = Reading(weights, batch_size, workers, device, precision, cache, no_cache).encoder(given.model)
-    targets = list(tuning_run.targets(given, test or [], encoder))
-    for stock in tuning_run.stocks(given, encoder):
-        tuning_run.run(adapter, stock, targets, asked, emit=typer.echo)
+    tuning_run.run_all(adapter, given, encoder, test or [], asked, typer.echo)
 
 
 @app.command("grid", no_args_is_help=True)

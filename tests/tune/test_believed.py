@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -102,6 +104,16 @@ def test_a_method_without_pseudolabels_has_none_and_a_line_says_which_classes_ar
     say(run.record)
     assert "pseudolabels: 16.4 % of 61 right; least bee 0/1, ant 10/60; 4 classes got none" in capsys.readouterr().err
     assert measure("few_shot", ZeroShot(), stock).pseudolabels is None
+
+
+def test_labels_for_reports_alone_are_not_asked_for_where_nothing_is_reported(stock):
+    def broken():
+        raise ValueError("asked")
+
+    pool = replace(stock, unlabelled=stock.train.unlabelled(), unlabelled_label=broken)
+    assert measure("few_shot", ZeroShot(), pool).pseudolabels is None
+    with pytest.raises(ValueError, match="asked"):
+        measure("few_shot", GdaEm(), pool)
 
 
 def test_pairs_beyond_the_classes_are_wrong_and_unknown_ones_left_out():

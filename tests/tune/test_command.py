@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from fnmatch import fnmatch
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from eval.tuning_run import sort_words
+from eval.tuning_run import folder_names, sort_words
 from tests.tune.doubles import SEEN, arrays, folder, methods, write
 from vlp.adapters import ADAPTERS
-from vlp.tune.record import TuneRecord
-from vlp.tune_cli import app
+from vlp.tune.protocols import Hits
+from vlp.tune.record import TuneRecord, summary
+from vlp.tune_cli import Reading, app
 
 __all__ = ["folder", "methods"]
 
@@ -87,6 +89,58 @@ def test_other_folders_are_measured_with_test(folder, methods, tmp_path):
     assert {"acc1", "acc1_other", "acc1_targets"} <= set(last["metrics"])
     assert "acc1_other" in last["ci95"]
     assert "other/test" in last["data_hashes"]
+
+
+def test_folders_of_one_name_are_measured_apart(folder, methods, tmp_path):
+    places = [write(tmp_path / place / "feat", arrays(seed=seed)) for place, seed in (("x", 5), ("y", 6))]
+    words = ["means", "--features", folder, "--protocol", "domain_shift"]
+    alone = [call(*words, "--test", place)[-1]["metrics"]["acc1_feat"] for place in places]
+    (both,) = call(*words, "--test", places[0], "--test", places[1])
+    assert [both["metrics"][f"acc1_{name}"] for name in ("x-feat", "y-feat")] == alone
+    assert both["metrics"]["acc1_targets"] == pytest.approx(sum(alone) / 2)
+    assert {"x-feat/test", "y-feat/test"} <= set(both["data_hashes"])
+
+
+@pytest.mark.parametrize(
+    ("folders", "names"),
+    [
+        (["x/feat"], ["feat"]),
+        (["x/feat", "y/feat"], ["x-feat", "y-feat"]),
+        (["p/x/feat", "q/x/feat", "other"], ["p-x-feat", "q-x-feat", "*-other"]),
+        (["x/a-b/c", "x-a/b/c", "y/a-b/c"], ["c-1", "c-2", "c-3"]),
+    ],
+)
+def test_folders_are_called_by_as_much_as_tells_them_apart(tmp_path, folders, names):
+    found = folder_names([tmp_path / folder for folder in folders])
+    assert all(fnmatch(name, want) for name, want in zip(found, names, strict=True))
+
+
+def test_several_sets_of_a_file_have_folders_of_their_own(methods, tmp_path, monkeypatch):
+    for seed, name in enumerate(("one", "two")):
+        write(tmp_path / name, arrays(seed=seed))
+    (tmp_path / "f.yaml").write_text(
+        "name: f\nsets: [{dataset: first, features: one}, {dataset: second, features: two}]\n"
+    )
+    monkeypatch.setattr(Reading, "encoder", lambda self, model: None)
+    found = call("means", "model", tmp_path / "f.yaml", "--shots", 2, "--out", tmp_path / "out")
+    assert [row["dataset"] for row in found] == ["first", "second"]
+    for row in found:
+        place = tmp_path / "out" / row["dataset"]
+        assert (place / row["hits"]).is_file()
+        (again,) = call(
+            "saved", "--features", tmp_path / {"first": "one", "second": "two"}[row["dataset"]], f"folder={place}"
+        )
+        assert again["metrics"] == row["metrics"]
+    drawn = [(tmp_path / "out" / name / "draws.json").read_text() for name in ("first", "second")]
+    assert all(json.loads(text)["draws"][0]["shots"] == 2 for text in drawn)
+
+
+def test_means_over_seeds_are_of_64_bits():
+    row = {"method": "m", "dataset": "d", "model": "x", "protocol": "few_shot", "n": 1, "shots": 1, "labelled": "1"}
+    row |= {"seed": 1, "metrics": {"acc1": 0.95}, "seconds": 0.0, "classes_hash": "", "settings_hash": ""}
+    rows = [TuneRecord.model_validate({**row, "code_version": "x", "seed": seed}) for seed in (1, 2)]
+    found = summary(rows, [Hits(), Hits()])
+    assert (found.metrics["acc1"], found.std["acc1"]) == (0.95, 0.0)
 
 
 def test_the_list_says_what_each_method_is(methods):

@@ -41,7 +41,7 @@ def test_everything_that_may_be_there_is_read(tmp_path):
 
 def put(file, name, value):
     def change(found):
-        found[file] = {**found[file], name: value}
+        found[file] = {**found.get(file, {"image": IMAGE}), name: value}
 
     return change
 
@@ -55,7 +55,6 @@ def without(file, name=None):
 
 IMAGE = np.ones((60, 8), dtype="f4")
 FAULTS = [
-    (without("train"), r"train\.npz is missing"),
     (without("test"), r"test\.npz is missing"),
     (without("classes"), r"classes\.npz is missing"),
     (without("train", "image"), r"train\.npz: image: no such array"),
@@ -72,6 +71,11 @@ FAULTS = [
     (put("train", "label", np.zeros(3, dtype=int)), r"train\.npz: label: int64 of shape \[3\]"),
     (put("train", "keys", np.array(["a"] * 60)), r'train\.npz: keys: several pictures are called "a"'),
     (put("train", "keys", np.array(["a"])), r"train\.npz: keys: 1 keys for 60"),
+    (put("test", "label", np.zeros(3, dtype=int)), r"test\.npz: label: int64 of shape \[3\]; wanted .* \[30\]"),
+    (put("test", "label", np.zeros(30)), r"test\.npz: label: float64 of shape"),
+    (put("classes", "names", np.array([b"\xff\xfe"] * 6)), r"classes\.npz: names: bytes b'\\xff\\xfe' are not UTF-8"),
+    (put("unlabeled", "label", np.full(60, 77)), r"unlabeled\.npz: label: row 0 has 77 .* labels are -1 to 5"),
+    (put("unlabeled", "label", np.zeros(3, dtype=int)), r"unlabeled\.npz: label: int64 of shape \[3\]"),
     (put("train", "views", np.ones((60, 8))), r"train\.npz: views: .* wanted floats of shape \[n, V, D\]"),
     (put("train", "views", np.ones((60, 2, 4))), r"train\.npz: views: shape \[60, 2, 4\]"),
     (put("classes", "names", np.array(list(NAMES), dtype=object)), r"classes\.npz: names: has dtype object"),
@@ -132,8 +136,37 @@ def test_train_pictures_that_are_measured_are_refused(tmp_path):
 def test_only_unlabelled_pictures_will_do_and_so_will_none_where_nothing_is_learned(tmp_path):
     found = arrays()
     found.pop("train")
-    with pytest.raises(ValueError, match=r"train\.npz is missing"):
-        read_folder(write(tmp_path, found))
-    assert read_folder(tmp_path, learn=False).train is None
+    assert read_folder(write(tmp_path, found)).train is None
     found["unlabeled"] = {"image": IMAGE}
     assert len(read_folder(write(tmp_path, found)).unlabelled) == 60
+
+
+def test_a_file_that_is_missing_is_not_taken_for_one_that_has_its_own_name(tmp_path):
+    found = arrays()
+    found["tests"] = found.pop("test")
+    with pytest.raises(ValueError, match=r'test\.npz is missing; did you mean "tests.npz"\?'):
+        read_folder(write(tmp_path / "near", found))
+    found.pop("tests")
+    with pytest.raises(ValueError, match=r"test\.npz is missing\n"):
+        read_folder(write(tmp_path / "far", found))
+
+
+@pytest.mark.parametrize(
+    ("factor", "kind"), [(1e-15, "f4"), (1e-20, "f8"), (1e20, "f4"), (1e200, "f8"), (1e-300, "f8"), (3e4, "f2")]
+)
+def test_rows_of_any_size_have_unit_norm(tmp_path, factor, kind):
+    found = arrays()
+    rows = found["train"]["image"].astype("f8")
+    rows /= np.abs(rows).max(axis=1, keepdims=True)
+    found["train"]["image"] = (rows * factor).astype(kind)
+    own = read_folder(write(tmp_path, found)).train.image
+    torch.testing.assert_close(own.norm(dim=1), torch.ones(60))
+    want = torch.nn.functional.normalize(torch.from_numpy(rows), dim=1).float()
+    torch.testing.assert_close(own, want, atol=1e-3 if kind == "f2" else 1e-6, rtol=0)
+
+
+def test_one_number_that_is_none_is_not_finite(tmp_path):
+    found = arrays()
+    found["train"]["image"][7, 2] = np.inf
+    with pytest.raises(ValueError, match=r"1 of 60 rows are not finite numbers, first \[7\]"):
+        read_folder(write(tmp_path, found))

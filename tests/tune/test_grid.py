@@ -6,6 +6,7 @@ import csv
 import json
 from statistics import fmean, stdev
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -39,9 +40,10 @@ def grid(tmp_path, text=FILE, *words, code=1):
 
 def test_a_grid_measures_every_cell_once_and_goes_on(folder, methods, tmp_path):
     said = grid(tmp_path)
-    assert "6 of 25 failed" in said.stderr
+    assert "6 of 21 failed" in said.stderr
     records = list(read(tmp_path / "out" / "results.jsonl"))
-    assert len(records) == 1 + 4 * 6  # zero-shot once
+    assert len(records) == 1 + 3 * 6 + 2  # zero-shot once, and what takes no labels once a seed
+    assert {(row.labelled, row.shots) for row in records if row.method == "pool"} == {("none", None)}
     broken = [row for row in records if row.error]
     assert {row.error for row in broken} == {"ValueError: it broke"}
     assert {row.method for row in broken} == {"breaks"}
@@ -52,7 +54,7 @@ def test_a_grid_measures_every_cell_once_and_goes_on(folder, methods, tmp_path):
     SEEN.clear()
     grid(tmp_path)
     assert not SEEN  # only what broke is tried again
-    assert len(list(read(tmp_path / "out" / "results.jsonl"))) == 25 + 6
+    assert len(list(read(tmp_path / "out" / "results.jsonl"))) == 21 + 6
     grid(tmp_path, FILE.replace("breaks, ", "").replace("weight: 0.0", "weight: 0.5"), code=0)
     assert len(SEEN) == 6
 
@@ -92,7 +94,7 @@ def test_differences_are_paired_by_picture(folder, methods, tmp_path):
     zero, few = board.zero_shot("acc1").mean, board.cells["means", column].mean
     assert found.value == pytest.approx(few - zero)
     assert found.interval.low <= found.value <= found.interval.high
-    same = board.difference("pool", column)  # the same classifier as zero-shot
+    same = board.difference("pool", board.columns[0])  # the same classifier as zero-shot
     assert (same.value, *same.interval, same.verdict) == (0.0, 0.0, 0.0, "no difference shown")
     assert board.difference("zeroshot", column) is None
 
@@ -132,15 +134,37 @@ def test_what_is_at_chance_is_marked_and_nothing_beats_it(methods, tmp_path):
     assert "less zero-shot" not in text
 
 
-def test_other_pictures_are_not_compared(folder, methods, tmp_path):
-    for seeds in ("[1]", "[2]"):
-        text = FILE.replace("breaks, ", "").replace("[1, 2]", seeds).replace("[1, 4, all]", "[2]")
-        grid(tmp_path, text.replace("[zeroshot, means,", "[zeroshot,") if seeds == "[1]" else text, code=0)
-        found = arrays()
-        found["test"]["keys"] = [f"other {number}" for number in range(30)]
-        write(tmp_path / "features", found)
+def test_hits_of_other_pictures_are_not_compared(folder, methods, tmp_path):
+    grid(tmp_path)
+    out = tmp_path / "out"
+    row = next(row for row in read(out / "results.jsonl") if row.method == "means")
+    held = dict(np.load(out / row.hits))
+    np.savez(out / row.hits, **{**held, "acc1.keys": np.char.add("other ", held["acc1.keys"])})
     with pytest.raises(ValueError, match="were measured on other pictures"):
-        as_text(read_boards([tmp_path / "out"]), "md")
+        as_text(read_boards([out]), "md")
+
+
+def test_data_sets_of_one_name_are_two_boards(methods, tmp_path):
+    for place, seed in (("x", 0), ("y", 3)):
+        write(tmp_path / place / "feat", arrays(seed=seed))
+        call("run", "zeroshot", "--features", tmp_path / place / "feat", "--out", tmp_path / "out" / place)
+    boards = read_boards([tmp_path / "out"])
+    assert len({board.dataset for board in boards}) == 2
+    assert all(board.dataset.startswith("feat [") for board in boards)
+    measured = {row.metrics["acc1"] for place in "xy" for row in read(tmp_path / "out" / place / "results.jsonl")}
+    assert {board.zero_shot("acc1").mean for board in boards} == measured
+
+
+def test_folders_of_one_name_are_called_by_what_stands_before_it(methods, tmp_path):
+    places = [write(tmp_path / place / "feat", arrays(seed=seed)) for place, seed in (("x", 0), ("y", 3))]
+    text = FILE.replace("breaks, ", "")
+    grid(tmp_path, text, "--features", places[0], "--features", places[1], code=0)
+    assert {row.dataset for row in read(tmp_path / "out" / "results.jsonl")} == {"x-feat", "y-feat"}
+    assert {path.name for path in (tmp_path / "out" / "draws").iterdir()} == {"x-feat.json", "y-feat.json"}
+    with pytest.raises(ValueError, match="is given twice"):
+        grid(tmp_path, text, "--features", places[0], "--features", places[0])
+    with pytest.raises(ValueError, match='two sets are called "one"'):
+        grid(tmp_path, text.replace("}]\n", "}, {dataset: one, features: x/feat}]\n", 1))
 
 
 def test_places_without_records_are_refused(tmp_path):

@@ -40,7 +40,11 @@ def encoder(monkeypatch, tmp_path):
 def file(tmp_path):
     """train has 4 of each colour and one that cannot be read, test has 2 of each and one without a class."""
     colour_shard(tmp_path / "data" / "train.tar", per_colour=4, broken=1)
-    samples = [{"jpg": jpeg(colour), "cls": str(NAMES.index(colour)).encode()} for colour in NAMES for _ in range(2)]
+    samples = [
+        {"jpg": jpeg(colour, size=16 + copy), "cls": str(NAMES.index(colour)).encode()}
+        for colour in NAMES
+        for copy in range(2)
+    ]
     write_shard(tmp_path / "data" / "test.tar", [*samples, {"jpg": jpeg("red", size=10)}])
     path = tmp_path / "t.yaml"
     path.write_text(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -189,7 +190,7 @@ def test_cross_dataset_moves_what_was_learned_to_other_names(tmp_path, folder, m
     found = arrays(seed=3)
     found["classes"]["names"] = np_names = found["classes"]["names"].copy()
     np_names[:] = [name[::-1] for name in NAMES]
-    other = read_folder(write(tmp_path / "other", found), learn=False)
+    other = read_folder(write(tmp_path / "other", found))
     stock = read_folder(folder)
     result = measure("cross_dataset", Means(), stock, shots=4, targets=[other])
     zero = ZeroShot().fit(other.encoder, other.task(seed=0))
@@ -208,7 +209,7 @@ def test_domain_shift_keeps_the_classifier_also_over_fewer_names(tmp_path, folde
     keep = found["test"]["label"] < 2
     found["test"] = {"image": found["test"]["image"][keep], "label": 1 - found["test"]["label"][keep]}
     found["classes"] = {"text": found["classes"]["text"][[1, 0]], "names": found["classes"]["names"][[1, 0]]}
-    other = read_folder(write(tmp_path / "sketch", {name: found[name] for name in ("test", "classes")}), learn=False)
+    other = read_folder(write(tmp_path / "sketch", {name: found[name] for name in ("test", "classes")}))
     stock = read_folder(folder)
     result = measure("domain_shift", Means(), stock, shots=4, targets=[other])
     restricted = Restricted(result.classifier, ("bee", "ant"))
@@ -224,3 +225,44 @@ def test_a_task_of_other_classes_needs_no_text(folder):
     assert stock.task(seed=0, classes=slice(3)).text is None
     assert stock.words(stock.train)[0] == "ant"
     assert replace(stock, names=("a", "a", *NAMES[2:])).words(stock.train)[0] == "0"  # names that repeat say nothing
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "same"), [("aaaa", "cccc", 0), ("aaaa", None, 0), (None, "cccc", 0), ("a", "a", 1)]
+)
+@pytest.mark.parametrize("protocol", ["cross_dataset", "domain_shift"])
+def test_features_of_two_models_are_not_mixed(tmp_path, methods, own, other, same, protocol):
+    stocks = []
+    for name, weights in (("one", own), ("two", other)):
+        found = arrays(seed=len(stocks))
+        if weights is not None:
+            found["classes"]["weights_hash"] = weights
+        stocks.append(read_folder(write(tmp_path / name, found)))
+    if same:
+        assert measure(protocol, Means(), stocks[0], shots=2, targets=stocks[1:]).metrics["acc1_two"] > 0
+        return
+    said = "aaaa, and those of cccc" if own and other else "does not say which weights made its features"
+    with pytest.raises(ValueError, match=said):
+        measure(protocol, Means(), stocks[0], shots=2, targets=stocks[1:])
+
+
+def test_targets_need_one_width_and_names_of_their_own(tmp_path, folder, methods):
+    stock, narrow = read_folder(folder), read_folder(write(tmp_path / "narrow", arrays(width=4)))
+    with pytest.raises(ValueError, match="features is learned and narrow measured, but their features have 8 and 4"):
+        measure("domain_shift", Means(), stock, shots=2, targets=[narrow])
+    other = read_folder(write(tmp_path / "other", arrays(seed=1)))
+    with pytest.raises(ValueError, match='several data sets to measure are called "other"'):
+        measure("domain_shift", Means(), stock, shots=2, targets=[other, other])
+
+
+def only(part, *labels):
+    keep = np.isin(part["label"], labels)
+    return {name: values[keep] for name, values in part.items()}
+
+
+@pytest.mark.parametrize(("labels", "said"), [((0, 1, 2), "were not learned"), ((3, 4, 5), "were learned")])
+def test_open_set_needs_both_kinds_of_pictures(tmp_path, methods, labels, said):
+    found = arrays()
+    found["test"] = only(found["test"], *labels)
+    with pytest.raises(ValueError, match=f"no test picture of classes that {said}, and open_set measures"):
+        measure("open_set", Means(), read_folder(write(tmp_path, found)), shots=2)

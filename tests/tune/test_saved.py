@@ -134,7 +134,11 @@ def test_a_suite_measures_a_saved_adapter(kept, encoder, tmp_path, monkeypatch):
         f"adapter: {{name: saved, folder: {kept[1]}}}}}]\n"
     )
     (record,) = run_suite(encoder, load_suite(tmp_path / "s.yaml"), out=tmp_path / "out")
-    assert record.metrics["acc1"] == 1.0
+    assert (record.metrics["acc1"], record.warnings) == (1.0, ())
+    file = kept[1] / "adapter.json"
+    file.write_text(file.read_text().replace('"transductive": false', '"transductive": true'))
+    (record,) = run_suite(encoder, load_suite(tmp_path / "s.yaml"), out=tmp_path / "again")
+    assert "without labels (transductive)" in " ".join(record.warnings)
 
 
 def test_the_command_writes_and_measures_it_again(folder, methods, tmp_path):
@@ -147,7 +151,9 @@ def test_the_command_writes_and_measures_it_again(folder, methods, tmp_path):
     assert saved_adapter.load(tmp_path / "means", stock.encoder).names == stock.names
 
 
-def test_what_cannot_be_saved_is_said_after_the_record(folder, methods, tmp_path):
+def test_what_cannot_be_saved_is_said_after_the_record_and_is_no_failure(folder, methods, tmp_path):
     result = CliRunner().invoke(app, ["loki", "--features", str(folder), "--out", str(tmp_path / "loki")])
     assert json.loads(result.stdout)["method"] == "loki"
-    assert "a LokiClassifier cannot be saved" in str(result.exception)
+    assert (result.exit_code, result.exception) == (0, None)
+    assert "holds records, and no classifier: a LokiClassifier cannot be saved" in result.stderr
+    assert sorted(path.name for path in (tmp_path / "loki").iterdir()) == ["hits", "results.jsonl"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -12,26 +13,35 @@ from vlp.adapters.task import Examples, Task
 from vlp.registry import Part
 from vlp.text.templates import fill
 
+if TYPE_CHECKING:
+    from vlp.adapters.provenance import Provenance
+
 Level = Literal["features", "text", "towers"]
-Given = Literal["support", "unlabelled", "query"]
+Given = Literal["support", "validation", "unlabelled", "query"]
 
 
 class Adapter(Part):
     """`fit(encoder, task) -> Classifier`. The model is the same bit for bit afterwards.
 
     level: what it runs. "features": nothing but stored features; "text": also the text tower, over learned inputs;
-    "towers": also the image tower, over pictures. wants: what of the task it cannot do without. transductive: sees the
-    measured pictures, without labels, while it is fitted. leaky: chooses by test labels, as the published code does.
+    "towers": also the image tower, over pictures. wants: what of the task it cannot do without. takes: what else it
+    learns from where it is given; of labelled pictures it is handed no others. transductive: sees the measured
+    pictures, without labels, while it is fitted. leaky: chooses by test labels, as the published code does.
     """
 
     level: ClassVar[Level] = "features"
     wants: ClassVar[tuple[Given, ...]] = ()
+    takes: ClassVar[tuple[Given, ...]] = ()
     views: ClassVar[int] = 0  # augmented copies of each support picture whose features it asks for
     transductive: ClassVar[bool] = False
 
     @property
     def leaky(self) -> bool:
         return getattr(self, "protocol", "honest") == "paper"
+
+    def provenance(self) -> tuple[Provenance, ...]:
+        """What the classifiers were fitted to that it starts from, for records; () where it fits all of it here."""
+        return ()
 
     def fit(self, encoder: Any, task: Task) -> Any:
         """A classifier over all names of the task."""
@@ -55,11 +65,23 @@ class Adapter(Part):
             name = type(self).__name__
             remedy = {
                 "support": "labelled pictures to learn from: give `train` and a number of shots (--shots)",
+                "validation": "labelled pictures that are not learned from, to choose on: give `val`",
                 "unlabelled": "pictures without labels to learn from: give `unlabeled`, or fewer shots than train has",
                 "query": "the measured pictures without labels: it is transductive, so fit it in a run that measures",
             }[what]
             raise ValueError(f"{name} needs {remedy}")
         return found
+
+
+def inside(part: Part) -> Iterator[Adapter]:
+    """The adapter and every one that its fields hold."""
+    if isinstance(part, Adapter):
+        yield part
+    for name in type(part).model_fields:
+        value = getattr(part, name, None)
+        for one in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(one, Part):
+                yield from inside(one)
 
 
 def class_features(encoder: Any, task: Task) -> Float[Tensor, "C M D"]:

@@ -32,6 +32,7 @@ class EmDirichlet(Adapter):
     """
 
     wants: ClassVar[tuple[Given, ...]] = ("query",)
+    takes: ClassVar[tuple[Given, ...]] = ("support",)
     transductive: ClassVar[bool] = True
 
     temperature: float = Field(30.0, gt=0)

@@ -40,6 +40,7 @@ class PseudoPrompts(Tuner):
 
     level: ClassVar[Level] = "towers"
     wants: ClassVar[tuple[Given, ...]] = ("unlabelled",)
+    takes: ClassVar[tuple[Given, ...]] = ("support",)
 
     prompts: Literal["textual", "visual", "multimodal"] = "textual"
     words: str | None = None

@@ -15,6 +15,8 @@ from vlp import trained
 from vlp.adapters.adapter import Adapter
 from vlp.adapters.classifier import ABOUT
 from vlp.adapters.fitting import pixels
+from vlp.adapters.provenance import Provenance
+from vlp.adapters.saved import FILE, read_provenance
 from vlp.adapters.selection import Score, folds, score
 from vlp.adapters.task import Examples, Task
 from vlp.adapters.tuned import HEAD, SIDES, TunedClassifier, measured_again, own_state, with_own_head
@@ -43,6 +45,10 @@ class Merges(WeightSpace):
     of: tuple[AdapterPart, ...] = ()
     seeds: int = Field(1, ge=1)
     files: tuple[str, ...] = ()
+
+    def provenance(self) -> tuple[Provenance, ...]:
+        """Of those files that `vlp tune --out` wrote; a model says nothing of its own."""
+        return tuple(read_provenance(Path(path)) for path in self.files if (Path(path) / FILE).is_file())
 
     def ingredients(self, encoder: Any, task: Task, *, heads: bool) -> list[Ingredient]:
         """All of them, those fitted here first; `heads`: their class weights are wanted, and must be of the task."""

@@ -10,6 +10,7 @@ from typing import Any
 from vlp.adapters import ADAPTERS, CLASSIFIERS
 from vlp.adapters.adapter import Adapter
 from vlp.adapters.dense_task import DENSE_ADAPTERS, DenseAdapter
+from vlp.adapters.provenance import Provenance, provenance_of, worst
 from vlp.adapters.restricted import Restricted
 from vlp.adapters.task import Task
 from vlp.untrusted import read_object
@@ -35,11 +36,33 @@ class Saved(Adapter):
             raise ValueError(f"{self.folder}: a {kind_of(found)} scores patches, and here pictures are classified")
         return found if tuple(found.names) == tuple(task.names) else Restricted(found, task.names)
 
+    def transfer(self, encoder: Any, classifier: Any, task: Task) -> Any:
+        """What the adapter that was saved makes of other names; ValueError where it keeps too little for that."""
+        folder = Path(self.folder)
+        adapter: Adapter = ADAPTERS.build(read_about(folder).get("adapter"))
+        return adapter.transfer(encoder, load(folder, encoder, any_backbone=self.any_backbone), task)
 
-def save(classifier: Any, folder: Path, *, adapter: Adapter | DenseAdapter, encoder: Any) -> None:
-    """Writes the classifier's own files and adapter.json: kind, hash of the weights, classes, settings, selection."""
+    def provenance(self) -> tuple[Provenance, ...]:
+        """What adapter.json says of the fit."""
+        return (read_provenance(Path(self.folder)),)
+
+
+def save(
+    classifier: Any,
+    folder: Path,
+    *,
+    adapter: Adapter | DenseAdapter,
+    encoder: Any,
+    provenance: Provenance | None = None,
+) -> None:
+    """Writes the classifier's own files and adapter.json: kind, hash of the weights, classes, settings, selection.
+
+    provenance: what it was fitted to; None: the worst that it may have been.
+    """
     kind = kind_of(classifier)
     classifier.save(folder)
+    selection = classifier.about.get("selection", {"split": "none"})
+    fitted = worst(adapter, selection, classifier.names) if provenance is None else provenance
     about = {
         "schema": SCHEMA,
         "kind": kind,
@@ -47,7 +70,8 @@ def save(classifier: Any, folder: Path, *, adapter: Adapter | DenseAdapter, enco
         "needs": classifier.needs,
         "classes": list(classifier.names),
         "adapter": (ADAPTERS if isinstance(adapter, Adapter) else DENSE_ADAPTERS).dump(adapter),
-        "selection": classifier.about.get("selection", {"split": "none"}),
+        "selection": selection,
+        **fitted.facts(),
     }
     text = json.dumps(about, indent=1, ensure_ascii=False)
     (folder / FILE).write_text(text + "\n", encoding="utf-8")
@@ -97,6 +121,11 @@ def read_about(folder: Path) -> dict[str, Any]:
     if not isinstance(about.get("kind"), str) or "weights_hash" not in about:
         raise ValueError(f"{folder / FILE}: has no kind or no weights_hash; `vlp tune --out` writes both")
     return about
+
+
+def read_provenance(folder: Path) -> Provenance:
+    """What the classifier in the folder was fitted to; ValueError naming the file where it does not say."""
+    return provenance_of(read_about(folder), where=str(folder / FILE))
 
 
 def _check_backbone(folder: Path, fitted: str | None, here: str | None, *, any_backbone: bool) -> None:

@@ -25,7 +25,8 @@ class Soup(Merges):
 
     Greedy: in the order of their accuracy on held-out pictures each ingredient joins if the mean with it is no worse
     there (`accept: ge`, the paper) or better (`gt`, its code), so that the soup is never below the best ingredient.
-    Without `validation` a quarter of the support is held out, and the ingredients do not see it; files may have.
+    Without `validation` one fold of the support is held out (a half of two shots, a third of three, else a quarter),
+    and the ingredients do not see it; files may have.
     BatchNorm statistics of a mean are measured again on the support.
     """
 

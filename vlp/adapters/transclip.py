@@ -42,6 +42,7 @@ class TransClip(Adapter):
     """
 
     wants: ClassVar[tuple[Given, ...]] = ("query",)
+    takes: ClassVar[tuple[Given, ...]] = ("support",)
     transductive: ClassVar[bool] = True
 
     steps: int = Field(10, ge=0)

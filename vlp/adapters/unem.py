@@ -45,6 +45,7 @@ class Unem(Adapter):
     """
 
     wants: ClassVar[tuple[Given, ...]] = ("query",)
+    takes: ClassVar[tuple[Given, ...]] = ("support", "validation")
     transductive: ClassVar[bool] = True
 
     layers: int = Field(10, ge=0)

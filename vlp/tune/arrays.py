@@ -8,30 +8,38 @@ import math
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from vlp.registry import nearest
 from vlp.text.templates import checked_names
 
+A = TypeVar("A")
 _DAMAGED = (OSError, EOFError, LookupError, RuntimeError, zipfile.BadZipFile, zlib.error)  # NotImplementedError too
 _HEADER = 1 << 16  # bytes at the beginning of an array that its header lies in
+_ROWS = 65536  # rows in fp64 at once
 _FREE, _RATIO = 64 << 20, 20  # bytes that an array may have in any case, and how many for one that is stored
+
+
+class Header(NamedTuple):
+    """Shape and type of an array that is not read."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
 
 
 class _CodeError(ValueError):
     """An array that only pickle could read."""
 
 
-def _read(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray[Any, Any]:
-    """One array; what its header says is held against what is there before memory is taken. Nothing is unpickled."""
+def _header(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Header:
+    """What the header of an array says, held against what is there."""
     if entry.file_size > max(_FREE, _RATIO * entry.compress_size):
         raise ValueError(f"{entry.compress_size} bytes that unpack to {entry.file_size}; save it with np.savez")
     with archive.open(entry) as stream:
@@ -46,6 +54,12 @@ def _read(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray[Any, A
     size = dtype.itemsize * math.prod(shape)
     if begin.tell() + size != entry.file_size:
         raise ValueError(f"says {dtype} {list(shape)}, {size} bytes, and has {entry.file_size - begin.tell()}")
+    return Header(shape, dtype)
+
+
+def _read(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray[Any, Any]:
+    """One array; its header is checked before memory is taken. Nothing is unpickled."""
+    _header(archive, entry)
     with archive.open(entry) as stream:
         return np.lib.format.read_array(stream, allow_pickle=False)  # type: ignore[no-any-return]
 
@@ -78,11 +92,14 @@ class Arrays:
 
     def array(self, name: str) -> np.ndarray[Any, Any]:
         """The array as it was saved."""
+        return self._open(name, _read)
+
+    def _open(self, name: str, read: Callable[[zipfile.ZipFile, zipfile.ZipInfo], A]) -> A:
         if name not in self.names:
             self.fault(name, f"no such array{nearest(name, self.names)}")
         try:
             with zipfile.ZipFile(self.path) as archive:
-                return _read(archive, archive.getinfo(f"{name}.npy"))
+                return read(archive, archive.getinfo(f"{name}.npy"))
         except _CodeError:
             remedy = "save words as np.array(words, dtype=str) and numbers as numbers"
             self.fault(name, f"has dtype object, which would run code when it is read; {remedy}")
@@ -94,34 +111,44 @@ class Arrays:
         found = self.array(name)
         if found.dtype.kind != "f" or found.ndim not in ndim or 0 in found.shape:
             self.fault(name, f"{found.dtype} of shape {list(found.shape)}; wanted floats of shape {wanted}")
-        kind = np.float64 if found.dtype.itemsize > 4 else np.float32
-        rows = torch.from_numpy(np.ascontiguousarray(found, dtype=kind))
-        norm = torch.linalg.vector_norm(rows, dim=-1)
-        for bad, said in ((~norm.isfinite(), "not finite numbers"), (norm == 0, "zero, which has no direction")):
+        peak = np.abs(found).max(axis=-1)
+        for bad, said in ((~np.isfinite(peak), "not finite numbers"), (peak == 0, "zero, which has no direction")):
             if bad.any():
-                first = bad.nonzero()[0].tolist()
-                self.fault(name, f"{int(bad.sum())} of {bad.numel()} rows are {said}, first {first}; leave them out")
-        return normalize(rows, dim=-1).float()
+                first = np.argwhere(bad)[0].tolist()
+                self.fault(name, f"{int(bad.sum())} of {bad.size} rows are {said}, first {first}; leave them out")
+        unit = torch.empty(found.shape)
+        for start in range(0, len(found), _ROWS):
+            part = slice(start, start + _ROWS)
+            rows = found[part].astype(np.float64) / peak[part, ..., None]  # whose squares neither vanish nor overflow
+            unit[part] = torch.from_numpy(rows / np.linalg.norm(rows, axis=-1, keepdims=True))
+        return unit
 
     def labels(self, name: str, *, count: int, classes: int, least: int = 0) -> Int[Tensor, "n"]:
         """Class of each picture, not below `least`."""
+        self.check_labels(name, count=count)
         found = self.array(name)
-        if found.dtype.kind not in "iu" or found.shape != (count,):
-            self.fault(
-                name, f"{found.dtype} of shape {list(found.shape)}; wanted integers of shape [{count}], one a row"
-            )
         outside = np.flatnonzero((found < least) | (found >= classes))
         if len(outside):
             where = f"row {outside[0]} has {found[outside[0]]} (and {len(outside) - 1} more rows)"
             self.fault(name, f"{where}, but classes.npz has {classes} classes, so labels are {least} to {classes - 1}")
         return torch.from_numpy(found.astype(np.int64))
 
+    def check_labels(self, name: str, *, count: int) -> None:
+        """ValueError unless there is an integer for each picture; none of them is read."""
+        shape, dtype = self._open(name, _header)
+        if dtype.kind not in "iu" or shape != (count,):
+            self.fault(name, f"{dtype} of shape {list(shape)}; wanted integers of shape [{count}], one a row")
+
     def words(self, name: str) -> tuple[str, ...]:
         """Texts, one a row."""
         found = self.array(name)
         if found.dtype.kind not in "US" or found.ndim > 1:
             self.fault(name, f"{found.dtype} of shape {list(found.shape)}; wanted texts, np.array(words, dtype=str)")
-        return tuple(word.decode() if isinstance(word, bytes) else str(word) for word in np.atleast_1d(found).tolist())
+        words = np.atleast_1d(found).tolist()
+        try:
+            return tuple(word.decode() if isinstance(word, bytes) else str(word) for word in words)
+        except UnicodeDecodeError as error:
+            self.fault(name, f"bytes {error.object!r:.40} are not UTF-8; save texts as np.array(words, dtype=str)")
 
     def keys(self, name: str, *, count: int) -> tuple[str, ...]:
         """What each picture is called, none twice."""

@@ -20,8 +20,7 @@ def believed(stock: Stock, given: Given, classifier: Any) -> dict[str, Any] | No
     methods give a picture several. accuracy: share of the pairs that are right. GuardError while something is fitted.
     """
     said = getattr(classifier, "about", {}).get("pseudolabels")
-    truth = truth_of(stock, given)
-    if said is None or truth is None:
+    if said is None or (truth := truth_of(stock, given)) is None:
         return None
     rows, label = (torch.as_tensor(said[name], dtype=torch.long) for name in ("rows", "label"))
     found = counted(rows, label, truth, classes=len(classifier.names))

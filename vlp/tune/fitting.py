@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from vlp.adapters import ADAPTERS
-from vlp.adapters.adapter import Adapter, Given, Level
+from vlp.adapters.adapter import Adapter, Given, Level, inside
+from vlp.adapters.provenance import Provenance
 from vlp.adapters.stored import Stored
 from vlp.adapters.task import Task
-from vlp.registry import Part
 from vlp.tune.stock import Stock, subset
 
 Setting = Literal["zero-shot", "few-shot", "unsupervised", "transductive"]
@@ -25,6 +25,7 @@ class Traits:
 
     level: Level
     wants: tuple[Given, ...]
+    takes: tuple[Given, ...]  # all that it wants, and what else it learns from where it is there
     views: int
     transductive: bool
     leaky: bool
@@ -39,14 +40,20 @@ class Traits:
 
 def traits(adapter: Adapter) -> Traits:
     """Of the adapter and those in its fields together."""
-    inside = list(_with_inner(adapter))
+    parts = list(inside(adapter))
     return Traits(
-        level=max((one.level for one in inside), key=LEVELS.index),
-        wants=tuple(dict.fromkeys(what for one in inside for what in one.wants)),
-        views=max(one.views for one in inside),
-        transductive=any(one.transductive for one in inside),
-        leaky=any(one.leaky for one in inside),
+        level=max((one.level for one in parts), key=LEVELS.index),
+        wants=tuple(dict.fromkeys(what for one in parts for what in one.wants)),
+        takes=tuple(dict.fromkeys(what for one in parts for what in (*one.wants, *one.takes))),
+        views=max(one.views for one in parts),
+        transductive=any(one.transductive for one in parts),
+        leaky=any(one.leaky for one in parts),
     )
+
+
+def provenance(adapter: Adapter) -> list[Provenance]:
+    """What classifiers were fitted to that the adapter, or one inside of it, starts from."""
+    return [found for one in inside(adapter) for found in one.provenance()]
 
 
 def check_level(name: str, level: Level, encoder: Any) -> None:
@@ -94,14 +101,3 @@ def _name(adapter: Adapter) -> str:
     kind = type(adapter)
     target = f"{kind.__module__}:{kind.__qualname__}"
     return next((name for name, entry in ADAPTERS.entries.items() if entry == target), kind.__name__)
-
-
-def _with_inner(part: Part) -> Iterator[Adapter]:
-    """The adapter and every one that its fields hold."""
-    if isinstance(part, Adapter):
-        yield part
-    for name in type(part).model_fields:
-        value = getattr(part, name, None)
-        for one in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(one, Part):
-                yield from _with_inner(one)

@@ -25,24 +25,21 @@ FILES = {  # arrays that are read, the required ones first
 }
 SPLITS = {"val": "validation", "unlabeled": "unlabelled"}  # files whose split is called otherwise
 HELP = (
-    "a folder of features holds train.npz, test.npz and, if there are any, val.npz with image [n, D] and label [n], "
+    "a folder of features holds test.npz and, if there are any, train.npz and val.npz with image [n, D] and label [n], "
     "unlabeled.npz with image, and classes.npz with text [C, D] or [C, M, D] and names [C]"
 )
 
 
-def read_folder(folder: Path, *, learn: bool = True) -> Stock:
+def read_folder(folder: Path) -> Stock:
     """The data set in the folder, features of unit norm; ValueError naming file and array of what is wrong in it.
 
-    Labels of test.npz are read, and so checked, when they are scored. learn: False for a folder that is only measured.
+    Labels of test.npz are read when they are scored, and their values checked then.
     """
     if not folder.is_dir():
         raise ValueError(f"no folder {folder} (in {Path.cwd()}); {HELP}")
-    needed = {"test", "classes"}
-    if learn and not (folder / "unlabeled.npz").is_file():
-        needed.add("train")
     found = {name: Arrays(folder / f"{name}.npz") for name in FILES if (folder / f"{name}.npz").is_file()}
-    if missing := sorted(needed - found.keys()):
-        there = nearest(f"{missing[0]}.npz", [path.name for path in folder.glob("*.npz")])
+    if missing := sorted({"test", "classes"} - found.keys()):
+        there = nearest(f"{missing[0]}.npz", [path.name for path in folder.glob("*.npz") if path.stem not in FILES])
         raise ValueError(f"{folder / missing[0]}.npz is missing{there}\n{HELP}")
     _tell_unread(folder, found)
     classes = found["classes"]
@@ -109,12 +106,15 @@ def _examples(arrays: Arrays, classes: int, width: int) -> Examples:
 
 
 def _reported(arrays: Arrays | None, classes: int) -> Callable[[], Int[Tensor, "n"]] | None:
-    """What reads the labels of unlabelled pictures, -1 where one is not known, if they have some."""
+    """What reads the labels of unlabelled pictures, -1 where one is not known, if they have some; checked, not kept."""
     if arrays is None or "label" not in arrays.names:
         return None
-    return lambda: arrays.labels("label", count=len(arrays.array("image")), classes=classes, least=-1)
+    count = len(arrays.array("image"))
+    arrays.labels("label", count=count, classes=classes, least=-1)
+    return lambda: arrays.labels("label", count=count, classes=classes, least=-1)
 
 
 def _guarded(arrays: Arrays, pictures: Examples, classes: int) -> Guard:
     count = len(pictures)
+    arrays.check_labels("label", count=count)
     return Guard(pictures, lambda: arrays.labels("label", count=count, classes=classes), where=str(arrays.path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -71,6 +72,14 @@ class Protocol(Part):
             raise ValueError(
                 f"{type(self).__name__} measures no other data sets; --protocol cross_dataset or domain_shift does"
             )
+        for target in trial.targets:
+            check_one_model(trial.stock, target)
+            trial.stock.refuse_measured(target)
+        names = [target.dataset for target in trial.targets]
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            raise ValueError(
+                f'several data sets to measure are called "{twice[0]}"; the record needs names that differ'
+            )
 
 
 class FewShot(Protocol):
@@ -79,7 +88,7 @@ class FewShot(Protocol):
     def measure(self, trial: Trial) -> Outcome:
         """acc1, acc5, mean_per_class_recall, ece and confidence."""
         self.check(trial)
-        given = self.given(trial)
+        given = self.given(trial).only(traits(trial.adapter).takes)
         stock = trial.stock
         classifier = fit(trial.adapter, stock, stock.task(seed=trial.seed, **given.parts()))
         found, skips = scored(stock, classifier)
@@ -97,7 +106,7 @@ class FewShot(Protocol):
 
     def given(self, trial: Trial) -> Given:
         """The pictures to learn from."""
-        return give(trial.stock, choose_rows(trial.stock, trial.drawn, shots=trial.shots))
+        return give(trial.stock, rows_for(trial))
 
 
 class Unsupervised(FewShot):
@@ -107,6 +116,17 @@ class Unsupervised(FewShot):
         """Unlabelled pictures alone."""
         if trial.shots:
             raise ValueError(f"unsupervised knows no labels, so there are no {trial.shots} shots; leave --shots out")
+        known, name = traits(trial.adapter), type(trial.adapter).__name__
+        if "support" in known.wants:
+            raise ValueError(
+                f"{name} needs labelled pictures, and unsupervised gives none: use --protocol few_shot with --shots N, "
+                "or semi_supervised, which gives the rest without labels too"
+            )
+        if "validation" in known.takes:
+            raise ValueError(
+                f"{name} learns from labelled validation pictures, and unsupervised gives none: use --protocol "
+                "transductive --shots 0"
+            )
         return give(trial.stock, Chosen([], [], None))
 
 
@@ -116,7 +136,8 @@ class SemiSupervised(FewShot):
     def given(self, trial: Trial) -> Given:
         """Both; ValueError without shots."""
         found = super().given(trial)
-        if learns(trial.adapter) and (not trial.shots or found.unlabelled is None):
+        takes = traits(trial.adapter).takes
+        if ("support" in takes and not trial.shots) or (learns(trial.adapter) and found.unlabelled is None):
             raise ValueError(
                 "semi_supervised learns from shots and from what is left: give --shots, fewer than train has"
             )
@@ -145,10 +166,10 @@ class Imbalanced(FewShot):
     def given(self, trial: Trial) -> Given:
         """Support with a tail; validation as in few_shot."""
         stock = trial.stock
-        chosen = choose_rows(stock, trial.drawn, shots=trial.shots)
-        if not learns(trial.adapter):
-            return give(stock, chosen)
+        chosen = rows_for(trial)
         if stock.train is None or not chosen.support:
+            if "support" not in traits(trial.adapter).takes:
+                return give(stock, chosen)
             raise ValueError("imbalanced learns from labelled pictures: give `train`, and shots other than 0")
         support = subset(stock.train, chosen.support)
         keys = keys_of(support) if support.keys else list(map(str, chosen.support))
@@ -161,6 +182,34 @@ class Imbalanced(FewShot):
             kept.update(own[name][:count])
         rows = [row for row, key in zip(chosen.support, keys, strict=True) if key in kept]
         return give(stock, chosen._replace(support=rows))
+
+
+def rows_for(trial: Trial) -> Chosen:
+    """Rows of train and validation that the trial's adapter may have."""
+    return choose_rows(trial.stock, trial.drawn, shots=trial.shots, takes=traits(trial.adapter).takes)
+
+
+def check_one_model(stock: Stock, target: Stock) -> None:
+    """ValueError where the features of two data sets are not those of one model.
+
+    Two folders of features that both do not say which weights made them are taken to be of one.
+    """
+    own, other = stock.encoder.weights_hash, target.encoder.weights_hash
+    if own != other:
+        if own is not None and other is not None:
+            how = f"features of weights with the hash {own}, and those of {other}"
+            remedy = "features of different weights do not compare: encode both with one model"
+        else:
+            which, there = (stock.dataset, other) if own is None else (target.dataset, own)
+            how = f"{which} does not say which weights made its features, and the other are of {there}"
+            remedy = "put weights_hash into classes.npz if they are of these"
+        raise ValueError(f"{stock.dataset} is learned and {target.dataset} measured: {how}; {remedy}")
+    widths = [part.test.pictures.image.shape[1] for part in (stock, target)]
+    if widths[0] != widths[1]:
+        raise ValueError(
+            f"{stock.dataset} is learned and {target.dataset} measured, but their features have {widths[0]} and "
+            f"{widths[1]} numbers: encode both with one model"
+        )
 
 
 def learns(adapter: Adapter) -> bool:

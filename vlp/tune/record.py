@@ -126,7 +126,7 @@ def read_hits(file: Path, metric: str) -> tuple[list[str], Tensor]:
 def summary(records: Sequence[TuneRecord], hits: Sequence[Hits]) -> TuneRecord:
     """Several seeds as one record; intervals are of the mean over seeds, and draw pictures."""
     first = records[0]
-    values = {name: torch.tensor([row.metrics[name] for row in records]).double() for name in first.metrics}
+    values = {name: torch.tensor([row.metrics[name] for row in records], dtype=torch.float64) for name in first.metrics}
     ci95 = {name: _interval(name, hits) for name in hits[0]}
     runs = [{"seed": row.seed, "metrics": row.metrics, "selection": row.selection} for row in records]
     right = [row.pseudolabels["accuracy"] for row in records if row.pseudolabels and row.pseudolabels["pairs"]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from vlp.adapters.task import Examples, Task
 from vlp.data.sources import Selected
+from vlp.log import console
+from vlp.tune.overlap import shared_rows
 
 if TYPE_CHECKING:
     from vlp.tune.guard import Guard
@@ -45,20 +48,38 @@ class Stock:
     skips: Mapping[str, int] = field(default_factory=dict)
 
     def checked(self) -> Stock:
-        """Itself; ValueError where pictures to learn from or to choose on are those to be measured."""
-        for name in ("train", "validation"):
-            if self.is_test(name):
-                raise ValueError(f"{self.dataset}: {name} and test are the same pictures, so they would be learned")
+        """Itself; ValueError where any picture to learn from or to choose on is one to be measured.
+
+        Others that stand in two splits are said on stderr.
+        """
+        self.refuse_measured(self)
+        if self.unlabelled is not None and self.measured_unlabelled:
+            seen = f"{len(self.measured_unlabelled)} of {len(self.unlabelled)} unlabelled pictures are test pictures"
+            _tell(f"{self.dataset}: {seen}: what learns from them is transductive")
+        if self.train is not None and self.validation is not None:
+            both = shared_rows(self.validation, self.train)
+            if both:
+                seen = f"{len(both)} of {len(self.validation)} validation pictures are in train"
+                _tell(f"{self.dataset}: {seen}: what is chosen on them is chosen on what was learned")
         return self
 
-    def is_test(self, split: str) -> bool:
-        """Whether the pictures of a split are those that are measured."""
-        own: Examples | None = getattr(self, split)
-        if own is None:
-            return False
-        if own.pictures is not None:
-            return self.hashes.get(split) == self.hashes["test"]
-        return torch.equal(own.image, self.test.pictures.image)
+    def refuse_measured(self, target: Stock) -> None:
+        """ValueError where pictures of train or validation are among the test pictures of `target`."""
+        for name in ("train", "validation"):
+            own: Examples | None = getattr(self, name)
+            rows = [] if own is None else shared_rows(own, target.test.pictures)
+            if own is not None and rows:
+                which = ", ".join(keys_of(own)[row] for row in rows[:3])
+                test = "test" if target is self else f"test of {target.dataset}"
+                raise ValueError(
+                    f"{self.dataset}: {name} and {test} are the same pictures in {len(rows)} of {len(own)} of {name} "
+                    f"({which}{', ...' if len(rows) > 3 else ''}), so they would be learned; leave them out of {name}"
+                )
+
+    @cached_property
+    def measured_unlabelled(self) -> list[int]:
+        """Rows of the unlabelled pictures that are measured."""
+        return [] if self.unlabelled is None else shared_rows(self.unlabelled, self.test.pictures)
 
     def task(self, *, seed: int, classes: slice = slice(None), **given: Examples | None) -> Task:
         """A task over these classes with what is given to learn from."""
@@ -81,6 +102,10 @@ class Stock:
         labels: list[int] = examples.known.tolist()
         unique = len(set(self.names)) == len(self.names)
         return [self.names[label] if unique else str(label) for label in labels]
+
+
+def _tell(line: str) -> None:
+    console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 def subset(examples: Examples, rows: Sequence[int]) -> Examples:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +36,17 @@ class Given(NamedTuple):
     unlabelled: Examples | None
     left_over: list[int] | None = None
 
+    def only(self, takes: Collection[str]) -> Given:
+        """Without labelled pictures for an adapter that takes none, and without any for one that learns from nothing.
+
+        Those to choose on go with those to learn from.
+        """
+        if not takes:
+            return Given(None, None, None)
+        support = self.support if "support" in takes else None
+        validation = self.validation if {"support", "validation"} & {*takes} else None
+        return self._replace(support=support, validation=validation)
+
     def parts(self) -> dict[str, Any]:
         """The pictures by what a task calls them."""
         return {"support": self.support, "validation": self.validation, "unlabelled": self.unlabelled}
@@ -59,13 +70,17 @@ def find_draw(draws: Draws, *, shots: int, seed: int, where: str | Path) -> Draw
     return there[seed, shots]
 
 
-def choose_rows(stock: Stock, drawn: Draw | None, *, shots: int | None) -> Chosen:
-    """Rows of a draw; without one all of train, or with 0 shots none."""
+def choose_rows(stock: Stock, drawn: Draw | None, *, shots: int | None, takes: Collection[str] = ()) -> Chosen:
+    """Rows of a draw; without one all of train, or with 0 shots none.
+
+    takes: of an adapter; one that learns from validation has the data set's own also where there is no support.
+    """
     train, own = stock.train, stock.validation
+    every = None if own is None else list(range(len(own)))
     if train is None or shots == 0:
-        return Chosen([], [], None)
+        return Chosen([], [], every if "validation" in takes else None)
     if drawn is None:
-        return Chosen(list(range(len(train))), [], None if own is None else list(range(len(own))))
+        return Chosen(list(range(len(train))), [], every)
     support = sorted(rows_of(drawn.train, stock.words(train), keys_of(train)))
     held = own if own is not None else train
     validation = sorted(rows_of(drawn.validation, stock.words(held), keys_of(held)))

@@ -12,11 +12,11 @@ from vlp.adapters.restricted import Restricted
 from vlp.metrics.anomaly import AnomalyDetection
 from vlp.metrics.interval import of_means
 from vlp.tune.believed import believed
-from vlp.tune.fitting import fit, traits, transfer
-from vlp.tune.protocols import FewShot, Hits, Outcome, Protocol, Trial, counts_of, hits_of, scored
+from vlp.tune.fitting import fit, provenance, traits, transfer
+from vlp.tune.protocols import FewShot, Hits, Outcome, Protocol, Trial, counts_of, hits_of, rows_for, scored
 from vlp.tune.scoring import Score, logits_of, score
 from vlp.tune.stock import Stock
-from vlp.tune.support import Given, choose_rows, give
+from vlp.tune.support import Given, give
 
 
 def harmonic_mean(first: float, second: float) -> float:
@@ -30,10 +30,16 @@ def base_classes(count: int) -> int:
 
 
 def base_given(trial: Trial) -> Given:
-    """What few_shot gives, of the base classes alone."""
-    base = base_classes(len(trial.stock.names))
-    chosen = choose_rows(trial.stock, trial.drawn, shots=trial.shots)
-    return give(trial.stock, chosen.only(trial.stock, lambda label: label < base), wanted=lambda label: label < base)
+    """What few_shot gives, of the base classes alone; ValueError for a saved adapter that knows the others."""
+    names, base = trial.stock.names, base_classes(len(trial.stock.names))
+    for one in provenance(trial.adapter):
+        if known := [name for name in names[base:] if name in one.classes]:
+            raise ValueError(
+                f"{trial.stock.dataset}: what was saved is fitted to {len(known)} of the {len(names) - base} classes "
+                f'that have to be new here, "{known[0]}" for one; fit it under this protocol, with --out'
+            )
+    chosen = rows_for(trial).only(trial.stock, lambda label: label < base)
+    return give(trial.stock, chosen, wanted=lambda label: label < base).only(traits(trial.adapter).takes)
 
 
 class BaseToNew(Protocol):
@@ -98,6 +104,12 @@ class OpenSet(Protocol):
         classifier = fit(trial.adapter, stock, task)
         logits = logits_of(classifier, stock.encoder, stock.test.pictures)
         label = stock.test.label("scoring")
+        for there, which in ((label >= base, "not "), ((label >= 0) & (label < base), "")):
+            if not bool(there.any()):
+                raise ValueError(
+                    f"{stock.dataset}: no test picture of classes that were {which}learned, and open_set measures how "
+                    "well the two are told apart; use --protocol few_shot, or add some"
+                )
         found = score(logits, torch.where(label < base, label, -1))
         known = AnomalyDetection()
         usable = label >= 0

@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 from vlp import __version__
 from vlp.adapters import ADAPTERS
 from vlp.adapters.adapter import Adapter
+from vlp.adapters.provenance import UNKNOWN, Provenance
 from vlp.adapters.task import short_hash
 from vlp.log import console, host_facts
 from vlp.tune import PROTOCOLS
-from vlp.tune.fitting import traits
+from vlp.tune.fitting import provenance, traits
+from vlp.tune.overlap import shared_rows
 from vlp.tune.protocols import Outcome, Protocol, Trial, Unsupervised
 from vlp.tune.record import RESULTS, TuneRecord, append, at_chance, read, settings_hash, write_hits
 from vlp.tune.stock import Stock
@@ -31,7 +33,10 @@ class Run(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What a grid goes through for each data set: every method at every number of shots with every seed."""
+    """What a grid goes through for each data set: every method at every number of shots with every seed.
+
+    Where a method takes no labelled pictures, the number of shots would only say which pictures it does not see.
+    """
 
     methods: Sequence[Adapter]
     shots: Sequence[int | None]
@@ -39,12 +44,13 @@ class Plan(NamedTuple):
     protocol: Protocol
 
     def cells(self) -> Iterator[tuple[Adapter, int | None, int]]:
-        """Method, shots and seed; a method that learns from no pictures only once."""
+        """Method, shots and seed; one that takes no labels at 0 shots, and one that learns from nothing only once."""
         for method in self.methods:
-            if traits(method).setting == "zero-shot":
+            known = traits(method)
+            if known.setting == "zero-shot":
                 yield method, 0, self.seeds[0]
                 continue
-            for shots in self.shots:
+            for shots in self.shots if "support" in known.takes else (0,):
                 for seed in self.seeds:
                     yield method, shots, seed
 
@@ -56,7 +62,8 @@ def run_trial(trial: Trial, protocol: Protocol, *, code: str) -> Run:
     about = getattr(outcome.classifier, "about", {})
     selection = dict(about.get("selection", {"split": "none"}))
     ci95 = {name: (low, high) for name, (low, high) in outcome.ci95.items()}
-    record = _asked(trial, protocol, code).model_copy(
+    asked = _asked(trial, protocol, code, provenance(trial.adapter))
+    record = asked.model_copy(
         update={
             "n": outcome.n,
             "metrics": outcome.metrics,
@@ -64,7 +71,7 @@ def run_trial(trial: Trial, protocol: Protocol, *, code: str) -> Run:
             "chance": outcome.chance,
             "contains_chance": at_chance(ci95, outcome.chance),
             "selection": selection,
-            "leaky": traits(trial.adapter).leaky or selection.get("split") == "test",
+            "leaky": asked.leaky or selection.get("split") == "test",
             "counts": outcome.counts,
             "skips": outcome.skips,
             "pseudolabels": outcome.pseudolabels,
@@ -106,14 +113,13 @@ def keep(run: Run, out: Path) -> TuneRecord:
 
 def say(record: TuneRecord) -> None:
     """One line for people, on stderr."""
-    shots = "all" if record.shots is None else record.shots
     how = record.error or ", ".join(
         f"{name} {100 * value:.1f}"
         for name, value in record.metrics.items()
         if name.startswith(("acc1", "h")) or name == "open_auroc"
     )
     seed = f" seed {record.seed}" if record.seed is not None else ""
-    line = f"{record.dataset} {record.brief} shots {shots}{seed}: {how} ({record.seconds:.1f} s)"
+    line = f"{record.dataset} {record.brief} shots {record.labelled}{seed}: {how} ({record.seconds:.1f} s)"
     console.print(line, highlight=False, soft_wrap=True, markup=False)
     if record.pseudolabels is not None and record.pseudolabels["pairs"]:
         console.print(_believed(record.pseudolabels), highlight=False, soft_wrap=True, markup=False)
@@ -158,10 +164,11 @@ def _draws(stock: Stock, plan: Plan, out: Path) -> dict[tuple[int | None, int], 
     return {(one.shots, one.seed): one for one in draws.draws}
 
 
-def _asked(trial: Trial, protocol: Protocol, code: str) -> TuneRecord:
-    """The record as far as it is known before anything is measured."""
+def _asked(trial: Trial, protocol: Protocol, code: str, fitted: Sequence[Provenance] = ()) -> TuneRecord:
+    """The record as far as it is known before anything is measured; `fitted`: what it starts from, once it was read."""
     stock, adapter = trial.stock, trial.adapter
     known = traits(adapter)
+    labelled, shots = _labelled(trial, protocol, fitted)
     settings, chosen = ADAPTERS.dump(adapter), PROTOCOLS.dump(protocol)
     hashes = {**stock.hashes}
     for target in trial.targets:
@@ -176,15 +183,15 @@ def _asked(trial: Trial, protocol: Protocol, code: str) -> TuneRecord:
         model=stock.model,
         protocol=chosen.pop("name"),
         n=len(stock.test.pictures),
-        shots=trial.shots or None,
-        labelled=_labelled(trial, protocol),
+        shots=shots,
+        labelled=labelled,
         seed=trial.seed,
         metrics={},
         settings=settings,
         changed=adapter.model_dump(mode="json", exclude_defaults=True),
         protocol_settings=chosen,
-        leaky=known.leaky,
-        transductive=known.transductive or ("unlabelled" in known.wants and stock.is_test("unlabelled")),
+        leaky=known.leaky or any(one.leaky for one in fitted),
+        transductive=known.transductive or any(one.transductive for one in fitted) or _saw(trial),
         level=known.level,
         seconds=0.0,
         weights_hash=weights,
@@ -196,11 +203,22 @@ def _asked(trial: Trial, protocol: Protocol, code: str) -> TuneRecord:
     )
 
 
-def _labelled(trial: Trial, protocol: Protocol) -> str:
-    """Pictures of each class with their label, in words."""
-    if trial.shots == 0 or trial.stock.train is None or isinstance(protocol, Unsupervised):
-        return "none"
-    return "all" if trial.shots is None else str(trial.shots)
+def _saw(trial: Trial) -> bool:
+    """Whether any picture that it learned from without a label is measured."""
+    stock = trial.stock
+    if "unlabelled" not in traits(trial.adapter).wants or stock.unlabelled is None:
+        return False
+    others = (shared_rows(stock.unlabelled, target.test.pictures) for target in trial.targets)
+    return bool(stock.measured_unlabelled) or any(others)
+
+
+def _labelled(trial: Trial, protocol: Protocol, fitted: Sequence[Provenance]) -> tuple[str, int | None]:
+    """Pictures of each class with their label, in words and as a number; of a saved classifier, those of its fit."""
+    nothing = trial.shots == 0 or trial.stock.train is None or isinstance(protocol, Unsupervised)
+    if "support" in traits(trial.adapter).takes and not nothing:
+        return ("all", None) if trial.shots is None else (str(trial.shots), trial.shots)
+    learned = {(one.labelled, one.shots) for one in fitted}
+    return learned.pop() if len(learned) == 1 else (UNKNOWN, None) if learned else ("none", None)
 
 
 def _files(value: Any) -> dict[str, str]:
