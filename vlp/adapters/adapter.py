@@ -21,13 +21,15 @@ class Adapter(Part):
 
     level: what it runs. "features": nothing but stored features; "text": also the text tower, over learned inputs;
     "towers": also the image tower, over pictures. wants: what of the task it cannot do without. transductive: sees the
-    measured pictures, without labels, while it is fitted. leaky: chooses by test labels, as the published code does.
+    measured pictures, without labels, while it is fitted. by_seed: what it gives depends on the task's seed, though it
+    learns from no pictures. leaky: chooses by test labels, as the published code does.
     """
 
     level: ClassVar[Level] = "features"
     wants: ClassVar[tuple[Given, ...]] = ()
     views: ClassVar[int] = 0  # augmented copies of each support picture whose features it asks for
     transductive: ClassVar[bool] = False
+    by_seed: ClassVar[bool] = False
 
     @property
     def leaky(self) -> bool:

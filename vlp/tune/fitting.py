@@ -28,6 +28,7 @@ class Traits:
     views: int
     transductive: bool
     leaky: bool
+    by_seed: bool
 
     @property
     def setting(self) -> Setting:
@@ -46,6 +47,7 @@ def traits(adapter: Adapter) -> Traits:
         views=max(one.views for one in inside),
         transductive=any(one.transductive for one in inside),
         leaky=any(one.leaky for one in inside),
+        by_seed=any(one.by_seed for one in inside),
     )
 
 

@@ -39,10 +39,12 @@ class Plan(NamedTuple):
     protocol: Protocol
 
     def cells(self) -> Iterator[tuple[Adapter, int | None, int]]:
-        """Method, shots and seed; a method that learns from no pictures only once."""
+        """Method, shots and seed; a method that learns from no pictures without shots, and once unless it draws."""
         for method in self.methods:
-            if traits(method).setting == "zero-shot":
-                yield method, 0, self.seeds[0]
+            known = traits(method)
+            if known.setting == "zero-shot":
+                for seed in self.seeds if known.by_seed else self.seeds[:1]:
+                    yield method, 0, seed
                 continue
             for shots in self.shots:
                 for seed in self.seeds:
