@@ -23,6 +23,7 @@ from vlp.adapters.atlas_tta import AtlasTTA, AtlasUFM, pseudo_labels, trust
 from vlp.adapters.finetune import Finetune
 from vlp.adapters.selection import score
 from vlp.adapters.tuned import HEAD, features_and_weights
+from vlp.adapters.wise_ft import WiseFT
 
 FAST = Finetune(epochs=6, lr=3e-3, batch_size=6, train_head=False)
 PLAIN = {"augment": None, "batch_size": 16}
@@ -169,6 +170,17 @@ def test_only_vectors_of_the_image_tower_are_composed_and_statistics_stay():
     resnet = make_encoder(RESNET)
     vectors = Atlas(of=(FAST,)).composition(resnet, make_task(resnet))
     assert not any("running" in name for name in vectors.blocks)
+
+
+def test_what_its_vectors_chose_is_in_its_record(saved):
+    encoder, task, paths = saved
+    part = WiseFT(of=FAST)
+    found = Atlas(of=(part,), epochs=1, **PLAIN).fit(encoder, task).about["selection"]
+    assert (found["split"], found["of"]) == ("validation", [part.fit(encoder, task).about["selection"]])
+    bare = replace(task, validation=None, unlabelled=task.support.unlabelled())
+    assert AtlasUFM(files=paths, epochs=0).fit(encoder, bare).about["selection"]["split"] == "none"
+    own = AtlasUFM(of=(part,), epochs=0).fit(encoder, bare).about["selection"]
+    assert (own["split"], own["of"][0]["candidates"]) == ("train", 21)
 
 
 # -- without labels ---------------------------------------------------------------------------------------------------

@@ -80,6 +80,16 @@ def test_the_ratio_is_the_best_of_six(validation):
     assert part.fit(ENCODER, one).about["selection"] == {"split": "none", "ratio": 0.2}
 
 
+@pytest.mark.parametrize("kept", [(0, 1, 3), (0,)])
+def test_classes_that_only_words_know_judge_the_ratio_too(kept):
+    task, _ = blobs(classes=6, noise=1.5, validation=8)
+    rows = torch.where(torch.isin(task.support.known, torch.tensor(kept)))[0]
+    made = ClipAdapter(ratio=None, epochs=4, lr=0.05).fit(ENCODER, replace(task, support=task.support.only(rows)))
+    chosen = made.about["selection"]
+    assert (chosen["split"], chosen["candidates"]) == ("validation", 6)
+    assert chosen["acc1"] == accuracy(made, task.validation) >= accuracy(ZeroShot().fit(ENCODER, task), task.validation)
+
+
 def test_other_classes_get_the_same_adapter(tmp_path):
     task, held = blobs(classes=6)
     part = ClipAdapter(epochs=2, text_ratio=0.1)

@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 from tests.adapters.blobs import ENCODER, accuracy, blobs
 from vlp.adapters.gaussian import GaussianClassifier, kubokawa
 from vlp.adapters.gda import ALPHAS, Gda
+from vlp.adapters.selection import folds, score
 from vlp.adapters.stored import Stored
 from vlp.adapters.task import Examples, Task
 from vlp.adapters.zeroshot import ZeroShot
@@ -118,6 +119,37 @@ def test_alpha_is_the_best_of_the_grid(validation):
     assert paper.about["selection"]["acc1"] == accuracy(paper, held)
     with pytest.raises(ValueError, match="protocol: paper chooses on test"):
         Gda(protocol="paper").fit(ENCODER, task)
+
+
+@pytest.mark.parametrize("precision", ["kubokawa", "pooled", "classes"])
+def test_folds_without_spread_choose_nothing(precision):
+    for seed in range(4):
+        task, _ = blobs(classes=8, shots=2, width=16, noise=1.0, seed=seed)
+        found = Gda(precision=precision).fit(ENCODER, task)
+        assert found.about["selection"] == {"split": "none", "alpha": 0.1, "n": 16}  # one picture a class in each fold
+    same = replace(task, support=replace(task.support, views=task.support.image[:, None].expand(-1, 3, -1)))
+    assert Gda(precision=precision).fit(ENCODER, same).about["selection"]["split"] == "none"  # equal copies neither
+    task, _ = blobs(classes=8, counts=(3, 2, 2, 2, 2, 2, 2, 2), width=16, noise=1.0)
+    uneven = Gda(precision=precision).fit(ENCODER, task).about["selection"]
+    assert (uneven["split"], uneven["candidates"]) == ("train", 7)
+
+
+@pytest.mark.parametrize("seed", [2, 8, 9])  # where the size of P decides
+@pytest.mark.parametrize("precision", ["kubokawa", "pooled"])
+def test_alpha_of_folds_is_that_of_the_whole(precision, seed):
+    task, _ = blobs(shots=4, noise=1.5, seed=seed, dtype=torch.float64)
+    chosen = Gda(precision=precision).fit(ENCODER, task).about["selection"]
+    reached = {}
+    for alpha in ALPHAS:
+        scores = []
+        for learn, judge in folds(task).folds:
+            assert len(learn) == 12
+            smaller = 11 / 15 if precision == "kubokawa" else 1.0  # D / 15 in the whole is D / 11 in a fold
+            made = Gda(alpha=alpha * smaller, precision=precision).fit(ENCODER, replace(task, support=learn))
+            scores.append(score(made(judge.image), judge.known))
+        reached[alpha] = tuple(sum(one[k] for one in scores) / 4 for k in (0, 1))
+    assert chosen["alpha"] == max(ALPHAS, key=lambda alpha: reached[alpha])
+    assert chosen["acc1"] == pytest.approx(reached[chosen["alpha"]][0])
 
 
 def test_classes_of_unequal_size_may_weigh_so():

@@ -7,10 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from torch.nn.functional import normalize
 
 from tests.adapters.blobs import ENCODER, accuracy, blobs
 from vlp.adapters.classifier import LinearClassifier
 from vlp.adapters.linear import LinearProbe
+from vlp.adapters.seen import seen
+from vlp.adapters.selection import folds
+from vlp.adapters.task import Examples
 from vlp.probe import logistic
 
 
@@ -40,6 +44,15 @@ def test_without_validation_folds_of_the_support_judge_and_a_lonely_class_is_no_
     assert accuracy(classifier, held) > 0.6
     again = LinearProbe().fit(ENCODER, task)
     assert torch.equal(classifier.weight, again.weight)
+
+
+def test_only_pictures_of_classes_that_can_be_learned_judge():
+    image = normalize(torch.randn(7, 3, generator=torch.Generator().manual_seed(0)), dim=1)
+    task, _ = blobs()
+    support = Examples(image, torch.tensor([0, 0, 1, 1, 3, 3, 2]))
+    for part in seen(folds(replace(task, support=support, text=None))):
+        assert part.learn.known.unique().tolist() == list(range(len(part.classes)))
+        assert set(part.judge.known.tolist()) <= set(range(len(part.classes)))
 
 
 def test_one_shot_has_nothing_to_choose_on(tmp_path):

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.nn.functional import normalize
 
+from tests.adapters.blobs import ENCODER, blobs
 from tests.eval.colours import ColourDual
 from vlp.adapters.descriptions import Descriptions
 from vlp.adapters.loki import Loki, LokiClassifier, tree_distance
 from vlp.adapters.task import Examples, Task
+from vlp.adapters.tfup import Tfup
+from vlp.adapters.tip import Tip
 from vlp.adapters.zeroshot import ZeroShot
 from vlp.embed import Encoder
 
@@ -94,6 +98,30 @@ def test_any_adapter_lies_inside():
     assert built.of == ZeroShot()
     inner = Loki(of=Descriptions(sentences=sentences), tree=PATHS).fit(Encoder(ColourDual()), TASK).inner
     assert inner.about["adapter"] == "descriptions"
+
+
+def test_records_say_what_the_adapter_inside_chose_and_believed():
+    task, held = blobs(validation=6, noise=1.5)
+    made = Loki(of=Tip()).fit(ENCODER, task)
+    chosen = Tip().fit(ENCODER, task).about["selection"]
+    assert made.about["selection"] == {"split": "validation", "of": [chosen]}
+    leaky = Loki(of=Tip(protocol="paper")).fit(ENCODER, replace(task, test=held))
+    assert leaky.about["selection"]["split"] == "test"
+    plain = Loki().fit(ENCODER, task)
+    assert plain.about["selection"] == {"split": "none"}
+    assert "pseudolabels" not in plain.about
+
+
+def test_pseudolabels_of_the_observed_classes_are_numbered_as_all_are():
+    task, held = blobs(noise=1.0)
+    pool = replace(task, unlabelled=held.unlabelled())
+    names = tuple(task.names[place] for place in (3, 1))
+    made = Loki(of=Tfup(least=2, most=3), observed=names).fit(ENCODER, pool)
+    inner = Tfup(least=2, most=3).fit(ENCODER, pool.over([1, 3])).about["pseudolabels"]
+    said = made.about["pseudolabels"]
+    assert (said["rows"], said["keys"]) == (inner["rows"], inner["keys"])
+    assert said["label"] == [(1, 3)[label] for label in inner["label"]]
+    assert said["count"] == [0, inner["count"][0], 0, inner["count"][1]]
 
 
 def test_trees_by_paths_and_by_edges_are_the_same(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -229,6 +230,9 @@ def test_names_of_new_classes_are_used_and_disclosed(encoder, tmp_path):
     assert torch.equal(OGEN(names=str(tmp_path / "new.txt"), **settings).fit(encoder, task).weight, made.weight)
     fixed = OGEN(of=LEARNERS["vpt"], new="names", names=NEW, start=0.0).fit(encoder, task)
     assert fixed.weight.shape[0] == 5
+    judged = replace(task, validation=task.support, test=task.support)
+    again = OGEN(of=LEARNERS["vpt"], new="names", names=NEW[:2], start=0.0).fit(encoder, judged)  # of which none is 4
+    assert again.weight.shape[0] == 5
     with pytest.raises(ValueError, match='names: "ant" is a class of the task'):
         OGEN(names=("ant", "tree"), **settings).fit(encoder, task)
     with pytest.raises(ValueError, match="of 1 new class"):

@@ -153,6 +153,16 @@ def test_teachers_of_pictures_and_teachers_that_are_not_linear(encoder):
         PromptKD(teacher=TokenZeroShot()).fit(encoder, task)
 
 
+def test_what_the_teacher_chose_is_recorded(encoder):
+    task = task_of(encoder)
+    task = replace(task, validation=replace(task.support, pictures=None))
+    teacher = Tip().fit(encoder, task)
+    made = PromptKD(epochs=0, teacher=Tip(), **SMALL).fit(encoder, task)
+    assert made.about["selection"] == {"split": "validation", "of": [teacher.about["selection"]]}
+    assert made.about["selection"]["of"][0]["candidates"] == 4000
+    assert PromptKD(epochs=0, **SMALL).fit(encoder, task).about["selection"] == {"split": "none"}
+
+
 def test_heads(encoder):
     task = task_of(encoder)
     gaussian = Gda(alpha=1.0).fit(encoder, task)

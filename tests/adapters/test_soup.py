@@ -13,6 +13,7 @@ from vlp.adapters.selection import folds, score
 from vlp.adapters.soup import Soup, greedy
 from vlp.adapters.tuned import HEAD, features_and_weights, measured_again
 from vlp.adapters.weights import mean
+from vlp.adapters.wise_ft import WiseFT
 
 FAST = Finetune(epochs=4, lr=3e-3, batch_size=6)
 HARD = FAST.model_copy(update={"lr": 0.3})  # far too much: an ingredient that spoils a soup
@@ -133,3 +134,14 @@ def test_statistics_of_batchnorm_are_those_of_the_support_under_the_mean():
     torch.testing.assert_close(again["visual.bn1.running_var"], made.state["visual.bn1.running_var"])
     single = FAST.fit(encoder, task).state
     assert made.state["visual.bn1.num_batches_tracked"] == single["visual.bn1.num_batches_tracked"]
+
+
+@pytest.mark.parametrize("how", ["uniform", "greedy"])
+def test_what_its_ingredients_chose_is_in_its_record(how):
+    encoder = make_encoder()
+    task = make_task(encoder, held=3)
+    made = Soup(of=(WiseFT(of=FAST), FAST), seeds=1, how=how).fit(encoder, task)
+    chosen, plain = made.about["selection"]["of"]
+    assert made.about["selection"]["split"] == "validation"
+    assert chosen == WiseFT(of=FAST).fit(encoder, task).about["selection"]
+    assert plain["split"] == "none"

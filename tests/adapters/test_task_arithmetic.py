@@ -21,6 +21,7 @@ from vlp.adapters.finetune import Finetune
 from vlp.adapters.selection import Score, score
 from vlp.adapters.task_arithmetic import GRID, TaskArithmetic
 from vlp.adapters.tuned import HEAD
+from vlp.adapters.wise_ft import WiseFT
 
 FAST = Finetune(epochs=6, lr=3e-3, batch_size=6, train_head=False)
 
@@ -106,3 +107,17 @@ def test_nothing_to_add_is_refused():
     encoder = make_encoder()
     with pytest.raises(ValueError, match="task_arithmetic has nothing to merge"):
         TaskArithmetic().fit(encoder, make_task(encoder))
+
+
+def test_what_its_ends_chose_is_in_its_record(tmp_path):
+    encoder = make_encoder()
+    task = make_task(encoder)
+    part = WiseFT(of=FAST)
+    chosen = part.fit(encoder, task)
+    added = TaskArithmetic(of=(part,)).fit(encoder, task).about["selection"]
+    assert (added["split"], added["of"]) == ("validation", [chosen.about["selection"]])
+    chosen.save(tmp_path)
+    none = make_task(encoder, shots=1, held=0)
+    for asked in ({"files": (str(tmp_path),)}, {"negate": (str(tmp_path),)}):
+        found = TaskArithmetic(lam=0.3, **asked).fit(encoder, none).about["selection"]
+        assert (found["split"], found["of"]) == ("validation", [chosen.about["selection"]])

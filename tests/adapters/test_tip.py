@@ -7,13 +7,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import cross_entropy
 
 from tests.adapters.blobs import ENCODER, accuracy, blobs
 from vlp.adapters import cache_search, tip
-from vlp.adapters.seen import seen
 from vlp.adapters.selection import folds, score
-from vlp.adapters.task import Examples
 from vlp.adapters.tip import Tip, TipClassifier, TipF
 from vlp.adapters.zeroshot import ZeroShot
 
@@ -65,10 +63,10 @@ def test_the_grid_equals_the_loop(validation, monkeypatch):
     betas = [0.1 + i * 8.9 / 12 for i in range(12)]
     alphas = [0.1 + i * 3.9 / 7 for i in range(7)]
     logits = []
-    for own in seen(found):
-        words = 20 * own.judge.image @ task.text[own.classes, 0].T
+    for own in found.folds:
+        words = 20 * own.judge.image @ task.text[:, 0].T
         affinity = own.judge.image @ own.learn.image.T
-        value = torch.eye(len(own.classes), dtype=torch.float64)[own.learn.known]
+        value = torch.eye(4, dtype=torch.float64)[own.learn.known]
         logits.append((words, affinity, value, own.judge.known))
     best, setting = (-1.0, -math.inf), (0.0, 0.0)
     for beta in betas:
@@ -176,10 +174,20 @@ def test_a_cache_survives_its_file(tmp_path):
         TipClassifier.load(tmp_path / "z")
 
 
-def test_only_pictures_of_classes_that_can_be_learned_judge():
-    image = normalize(torch.randn(7, 3, generator=torch.Generator().manual_seed(0)), dim=1)
-    task, _ = blobs()
-    support = Examples(image, torch.tensor([0, 0, 1, 1, 3, 3, 2]))
-    for part in seen(folds(replace(task, support=support, text=None))):
-        assert part.learn.known.unique().tolist() == list(range(len(part.classes)))
-        assert set(part.judge.known.tolist()) <= set(range(len(part.classes)))
+def without(examples, classes):
+    return examples.only(torch.where(~torch.isin(examples.known, torch.tensor(classes)))[0])
+
+
+@pytest.mark.parametrize("kept", [(0, 1, 3, 5), (0,)])
+@pytest.mark.parametrize("part", [Tip(), TipF(epochs=2)])
+def test_classes_that_only_words_know_judge_too(part, kept):
+    task, _ = blobs(classes=6, noise=1.5, validation=8)
+    support = without(task.support, [place for place in range(6) if place not in kept])
+    made = part.fit(ENCODER, replace(task, support=support))
+    chosen = made.about["selection"]
+    assert (chosen["split"], chosen["candidates"]) == ("validation", 4000)
+    assert chosen["acc1"] == accuracy(made, task.validation)  # over all six
+    words = ZeroShot().fit(ENCODER, task)
+    assert chosen["acc1"] >= accuracy(words, task.validation) - 1 / 48
+    folded = part.fit(ENCODER, replace(task, support=support, validation=None)).about["selection"]
+    assert (folded["split"], folded["candidates"]) == ("train", 4000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -23,6 +24,15 @@ class Recorder(Encoder):
     def texts(self, texts):
         self.asked = list(texts)
         return super().texts(texts)
+
+
+def test_every_seed_of_a_task_draws_others():
+    drawn = {seed: Waffle().descriptors(replace(TASK, seed=seed), 30) for seed in (0, 1, 2)}
+    assert drawn[0] != drawn[1] != drawn[2] != drawn[0]
+    assert Waffle(seed=1).descriptors(TASK, 30) != drawn[1]
+    made = [Waffle().fit(Encoder(ColourDual()), replace(TASK, seed=seed)) for seed in (1, 2, 1)]
+    assert [one.about["seed"] for one in made] == [1, 2, 1]
+    assert made[0].about["prompts_hash"] == made[2].about["prompts_hash"] != made[1].about["prompts_hash"]
 
 
 def test_descriptors_have_the_shape_of_the_names_and_depend_on_the_seed_alone():

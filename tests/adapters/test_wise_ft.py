@@ -113,3 +113,18 @@ def test_what_it_made_is_a_tuned_classifier_that_comes_back(tmp_path):
     back = TunedClassifier.load(tmp_path, encoder)
     assert torch.equal(back(batch(task.support)), made(batch(task.support)))
     assert back.about["settings"]["of"]["name"] == "finetune"
+
+
+def test_what_its_end_chose_is_in_its_record(tmp_path):
+    encoder = make_encoder()
+    task = make_task(encoder, shots=2, held=0)
+    inner = WiseFT(of=FAST)
+    made = WiseFT(of=inner, alpha=0.5).fit(encoder, task)
+    alone = inner.fit(encoder, task)
+    assert made.about["selection"] == {"split": "train", "candidates": 1, "of": [alone.about["selection"]]}
+    both = WiseFT(of=inner).fit(encoder, make_task(encoder)).about["selection"]
+    assert (both["split"], both["of"][0]["split"], both["of"][0]["candidates"]) == ("validation", "validation", 21)
+    alone.save(tmp_path)
+    read = WiseFT(file=str(tmp_path), alpha=0.5).fit(encoder, make_task(encoder, shots=1, held=0))
+    assert read.about["selection"]["of"] == [alone.about["selection"]]
+    assert "of" not in WiseFT(of=FAST, alpha=0.5).fit(encoder, task).about["selection"]

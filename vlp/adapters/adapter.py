@@ -26,7 +26,8 @@ class Adapter(Part):
     level: what it runs. "features": nothing but stored features; "text": also the text tower, over learned inputs;
     "towers": also the image tower, over pictures. wants: what of the task it cannot do without. takes: what else it
     learns from where it is given; of labelled pictures it is handed no others. transductive: sees the measured
-    pictures, without labels, while it is fitted. leaky: chooses by test labels, as the published code does.
+    pictures, without labels, while it is fitted. by_seed: what it gives depends on the task's seed, though it learns
+    from no pictures. leaky: chooses by test labels, as the published code does.
     """
 
     level: ClassVar[Level] = "features"
@@ -34,6 +35,7 @@ class Adapter(Part):
     takes: ClassVar[tuple[Given, ...]] = ()
     views: ClassVar[int] = 0  # augmented copies of each support picture whose features it asks for
     transductive: ClassVar[bool] = False
+    by_seed: ClassVar[bool] = False
 
     @property
     def leaky(self) -> bool:

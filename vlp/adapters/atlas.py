@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from vlp.adapters.fitting import PictureBatches, Recipe, minimise, picture_loss, seeded, steps_of
-from vlp.adapters.ingredients import Merges, judged
+from vlp.adapters.ingredients import Line, Merges, judged
 from vlp.adapters.selection import choose
 from vlp.adapters.task import Task
 from vlp.adapters.tuned import HEAD, SIDES, TunedClassifier, in_mode, own_state
@@ -46,17 +46,18 @@ class Atlas(Merges):
         self.given(task, "support")
         same = None if self.of else self.composition(encoder, task)  # vectors of files are those of every fold
 
-        def path(part: Task) -> Callable[[int], State]:
+        def path(part: Task) -> Line[int]:
             vectors = same or self.composition(encoder, part)
             learned = self._learn(encoder, part, vectors)
-            return lambda epoch: vectors.at(learned[epoch])
+            return Line(lambda epoch: vectors.at(learned[epoch]), vectors.inner)
 
         epochs = range(self.epochs + 1)
         found = judged(encoder, task, epochs, path, who=self.method)
         epoch, selection = self.epochs, None
         if found.scores:
-            epoch, selection = choose(epochs, found.scores.__getitem__, split=found.split)
-        return self.classifier(encoder, task, found.at(epoch), selection=selection, epoch=epoch)
+            epoch, selection = choose(epochs, found.scores.__getitem__, split=found.split, unchosen=self.epochs)
+        line = found.line
+        return self.classifier(encoder, task, line.at(epoch), selection=selection, inner=line.inner, epoch=epoch)
 
     def composition(self, encoder: Any, task: Task) -> Composition:
         """The task vectors of the ingredients, ready to be weighted."""
@@ -75,6 +76,7 @@ class Atlas(Merges):
             [one.state for one in named],
             masks=self.masks,
             rng=torch.Generator().manual_seed(task.seed),
+            inner=[one.selection for one in named],
         )
 
     def _learn(self, encoder: Any, task: Task, vectors: Composition) -> list[Tensor]:
@@ -114,10 +116,21 @@ class Atlas(Merges):
 
 
 class Composition:
-    """theta_0 + sum_i c_i,b,m tau_i,b over blocks b, and over parts m of a block where it is split by random masks."""
+    """theta_0 + sum_i c_i,b,m tau_i,b over blocks b, and over parts m of a block where it is split by random masks.
 
-    def __init__(self, base: State, states: Sequence[State], *, masks: int = 1, rng: torch.Generator) -> None:
-        self.base, self.masks, self.vectors = base, masks, len(states)
+    inner: how the settings of the tuned models were chosen, for records.
+    """
+
+    def __init__(
+        self,
+        base: State,
+        states: Sequence[State],
+        *,
+        masks: int = 1,
+        rng: torch.Generator,
+        inner: Sequence[dict[str, Any]] = (),
+    ) -> None:
+        self.base, self.masks, self.vectors, self.inner = base, masks, len(states), list(inner)
         self.blocks = [name for name in base if name != HEAD]
         found = [task_vector(base, {name: state[name] for name in self.blocks if name in state}) for state in states]
         self.moves = [

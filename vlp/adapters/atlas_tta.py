@@ -47,7 +47,7 @@ class AtlasUFM(Atlas):
         with seeded(encoder.device, task.seed) as rng, in_mode(encoder.dual, training=False):
             loss = self._loss(encoder, pictures, task, vectors, coefficients, per_epoch=per_epoch, rng=rng)
             self.descend(encoder, coefficients, loss, steps=self.epochs * per_epoch, rows=len(pictures), rng=rng)
-        return self.classifier(encoder, task, vectors.at(coefficients.detach()))
+        return self.classifier(encoder, task, vectors.at(coefficients.detach()), inner=vectors.inner)
 
     def _loss(
         self,

@@ -34,7 +34,9 @@ class Judged(NamedTuple):
         ]
 
 
-def search(judged: Sequence[Judged], betas: Sequence[float], alphas: Sequence[float], *, split: str) -> Chosen[Setting]:
+def search(
+    judged: Sequence[Judged], betas: Sequence[float], alphas: Sequence[float], *, split: str, unchosen: Setting
+) -> Chosen[Setting]:
     """The setting of the best accuracy over all pictures, ties against it; among equals the likeliest, then the first.
 
     The likelihood is computed only where accuracies are equal to the best: elsewhere it would decide nothing.
@@ -57,7 +59,7 @@ def search(judged: Sequence[Judged], betas: Sequence[float], alphas: Sequence[fl
         own = [alphas[column] for column in torch.where(best[row])[0].tolist()]
         for alpha, likelihood in zip(own, _likelihoods(blocks, betas[row], own), strict=True):
             scores[betas[row], alpha] = Score(int(right.max()) / total, likelihood / total)
-    return choose(scores, scores.__getitem__, split=split)
+    return choose(scores, scores.__getitem__, split=split, unchosen=unchosen)
 
 
 def _cached(block: Judged, betas: Sequence[float]) -> Iterator[Float[Tensor, "m C"]]:

@@ -16,8 +16,7 @@ from torch.nn.functional import cross_entropy, normalize
 from vlp.adapters.adapter import Given, class_weights
 from vlp.adapters.archive import read, write
 from vlp.adapters.classifier import LinearClassifier
-from vlp.adapters.seen import pooled, seen
-from vlp.adapters.selection import choose, folds, score
+from vlp.adapters.selection import NOTHING, choose, folds, pooled, score
 from vlp.adapters.shots import feature_shots
 from vlp.adapters.task import Examples, Task
 from vlp.adapters.tuning import Tuner
@@ -72,22 +71,19 @@ class ClipAdapter(Tuner):
     def _choose(self, task: Task, text: Float[Tensor, "C D"], scale: float) -> tuple[float, dict[str, Any]]:
         """The ratio, and what a record says of the choice."""
         if self.ratio is not None:
-            return self.ratio, {"split": "none"}
+            return self.ratio, NOTHING
         found = folds(task)
-        parts = seen(found)
-        if not parts:
-            return UNCHOSEN, {"split": "none"}
+        if not found.folds:
+            return UNCHOSEN, NOTHING
 
         def judge(ratio: float) -> Any:
             scores = []
-            for part in parts:
-                own = text[part.classes]
-                made = self._train(part.learn, own, scale, ratio, task.seed)[0]
-                logits = made.logits(part.judge.image, own, scale)
-                scores.append((score(logits, part.judge.known), len(part.judge)))
+            for learn, held in found.folds:  # of all classes: words know those without a picture to learn from
+                made = self._train(learn, text, scale, ratio, task.seed)[0]
+                scores.append((score(made.logits(held.image, text, scale), held.known), len(held)))
             return pooled(scores)
 
-        chosen = choose(RATIOS, judge, split=found.split)
+        chosen = choose(RATIOS, judge, split=found.split, unchosen=UNCHOSEN)
         return chosen.value, chosen.selection
 
     def _train(

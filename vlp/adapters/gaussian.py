@@ -43,7 +43,9 @@ def scatter_of(centred: Float[Tensor, "m D"]) -> Float[Tensor, "D D"]:
 
 
 def pseudo_inverse(covariance: Float[Tensor, "D D"]) -> Float[Tensor, "D D"]:
-    """Moore-Penrose inverse of a symmetric matrix."""
+    """Moore-Penrose inverse of a covariance; zeros where there is no spread."""
+    if float(covariance.trace()) <= ROUNDING:
+        return torch.zeros_like(covariance)
     found: Tensor = torch.linalg.pinv(covariance, hermitian=True)
     return found
 

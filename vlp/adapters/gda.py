@@ -20,8 +20,8 @@ from vlp.adapters.gaussian import (
     scatter_of,
     uniform,
 )
-from vlp.adapters.seen import check_every_class, class_means, pooled, rows_of, seen
-from vlp.adapters.selection import choose, folds, score
+from vlp.adapters.seen import check_every_class, class_means, rows_of, seen
+from vlp.adapters.selection import NOTHING, choose, folds, pooled, score
 from vlp.adapters.task import Examples, Task
 
 ALPHAS = tuple(10.0**power for power in range(-4, 3))
@@ -35,8 +35,9 @@ class Gda(Adapter):
     the pseudo-inverse of the covariance within classes (LDA), "classes" that of the mean covariance of the classes
     (their base-to-new). `prior: empirical` has pi_c as in the pictures, for unequal classes. alpha (None: chosen on
     validation, else in the support) is of these rows: under "kubokawa" P shrinks as their number n grows, so n stands
-    beside it. One picture a class without copies has no spread: zero-shot plus a constant. `protocol: paper` chooses
-    on test as their ImageNet does. `neighbours` and `copies` are for `transfer`.
+    beside it, and folds weigh their own P by its size against that of the whole. One picture a class without copies
+    has no spread: zero-shot plus a constant; in folds of two pictures a class it chooses nothing. `protocol: paper`
+    chooses on test as their ImageNet does. `neighbours` and `copies` are for `transfer`.
     """
 
     wants: ClassVar[tuple[Given, ...]] = ("support",)
@@ -82,7 +83,7 @@ class Gda(Adapter):
             raise ValueError("gda keeps the features it learned from in memory only: fit it in the run that transfers")
         text, chosen = class_weights(encoder, task), classifier.about["selection"]
         count = min(self.neighbours, len(bank))
-        alpha = chosen["alpha"] * self._size(bank)
+        alpha = chosen["alpha"] * self._size(len(bank), bank.shape[1])
         classes, rows = text.double(), bank.double()
         near = (classes @ rows.T).topk(count, dim=1).indices
         mean = (rows[near].sum(dim=1) + self.copies * classes) / (count + self.copies)
@@ -98,36 +99,43 @@ class Gda(Adapter):
         found.bank = bank
         return found
 
-    def _size(self, bank: Float[Tensor, "m D"]) -> float:
-        rows, width = bank.shape
+    def _size(self, rows: int, width: int) -> float:
+        """That of P of so many rows: it divides what alpha must be."""
         return width / max(1, rows - 1) if self.precision == "kubokawa" else 1.0
 
     def _choose(self, task: Task, text: Float[Tensor, "C D"], scale: float) -> tuple[float, dict[str, Any]]:
         """alpha, and what a record says of the choice."""
         if self.alpha is not None:
-            return self.alpha, {"split": "none"}
+            return self.alpha, NOTHING
         found = folds(task, leaky=self.leaky)
+        whole, width = len(rows_of(self.given(task, "support"))[0]), text.shape[1]
         judged = []
         for part in seen(found):
-            weight, bias = self._gaussian(part.learn, len(part.classes))
+            size = self._size(whole, width) / self._size(len(rows_of(part.learn)[0]), width)
+            weight, bias = self._gaussian(part.learn, len(part.classes), times=size)
+            if not weight.any():
+                continue  # without spread there is nothing that alpha could weigh
             image, known = part.judge.image.double(), part.judge.known
             judged.append((scale * image @ text[part.classes].double().T, image @ weight.T + bias, known))
         if not judged:
-            return UNCHOSEN, {"split": "none"}
+            return UNCHOSEN, NOTHING
         chosen = choose(
             ALPHAS,
             lambda alpha: pooled((score(words + alpha * own, known), len(known)) for words, own, known in judged),
             split=found.split,
+            unchosen=UNCHOSEN,
         )
         return chosen.value, chosen.selection
 
-    def _gaussian(self, examples: Examples, classes: int) -> tuple[Float[Tensor, "C D"], Float[Tensor, "C"]]:
-        """Weights and biases in fp64."""
+    def _gaussian(
+        self, examples: Examples, classes: int, *, times: float = 1.0
+    ) -> tuple[Float[Tensor, "C D"], Float[Tensor, "C"]]:
+        """Weights and biases in fp64, of a precision multiplied by `times`."""
         rows, label = rows_of(examples)
         mean = class_means(rows, label, classes)
         count = label.bincount(minlength=classes).double()
         log_prior = uniform(classes) if self.prior == "uniform" else (count / len(rows)).log()
-        return discriminant(mean, self._precision(rows - mean[label], label, count), log_prior)
+        return discriminant(mean, times * self._precision(rows - mean[label], label, count), log_prior)
 
     def _precision(self, centred: Tensor, label: Tensor, count: Tensor) -> Tensor:
         rows = len(centred)

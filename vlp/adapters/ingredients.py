@@ -17,10 +17,10 @@ from vlp.adapters.classifier import ABOUT
 from vlp.adapters.fitting import pixels
 from vlp.adapters.provenance import Provenance
 from vlp.adapters.saved import FILE, read_provenance
-from vlp.adapters.selection import Score, folds, score
+from vlp.adapters.selection import Score, folds, score, selection_of
 from vlp.adapters.task import Examples, Task
 from vlp.adapters.tuned import HEAD, SIDES, TunedClassifier, measured_again, own_state, with_own_head
-from vlp.adapters.weight_space import WeightSpace
+from vlp.adapters.weight_space import NOT_CHOSEN, WeightSpace
 from vlp.adapters.weights import State, check_alike
 from vlp.registry import Named
 
@@ -29,10 +29,11 @@ S = TypeVar("S")
 
 
 class Ingredient(NamedTuple):
-    """A tuned model: what it is called in records, and all that it changes of the backbone."""
+    """A tuned model: what it is called in records, all that it changes of the backbone, and what chose its settings."""
 
     name: str
     state: dict[str, Tensor]
+    selection: dict[str, Any]
 
 
 class Merges(WeightSpace):
@@ -56,8 +57,8 @@ class Merges(WeightSpace):
         for part in self.of:
             for seed in range(task.seed, task.seed + self.seeds):
                 name = f"{type(part).__name__.lower()} {len(found)} (seed {seed})"
-                found.append(Ingredient(name, fitted(part, encoder, replace(task, seed=seed)).state))
-        found += [Ingredient(path, read_state(path, encoder, task, head=heads)) for path in self.files]
+                found.append(fitted(part, encoder, replace(task, seed=seed), name=name))
+        found += [read_tuned(path, encoder, task, head=heads) for path in self.files]
         if not found:
             raise ValueError(
                 f"{self.method} has nothing to merge: give `of` (adapters such as finetune), or `files` "
@@ -66,7 +67,7 @@ class Merges(WeightSpace):
         return found
 
 
-def fitted(part: Adapter, encoder: Any, task: Task) -> TunedClassifier:
+def fitted(part: Adapter, encoder: Any, task: Task, *, name: str) -> Ingredient:
     """What the adapter makes of the task; ValueError if that is no tuned model."""
     made = part.fit(encoder, task)
     if not isinstance(made, TunedClassifier):
@@ -74,11 +75,11 @@ def fitted(part: Adapter, encoder: Any, task: Task) -> TunedClassifier:
             f"{type(part).__name__} gives a {type(made).__name__}, which has no weights of a tower to merge; "
             "use finetune, clip_lora or another that tunes towers"
         )
-    return made
+    return Ingredient(name, made.state, selection_of(made))
 
 
-def read_state(path: str, encoder: Any, task: Task, *, head: bool) -> dict[str, Tensor]:
-    """What the classifier or model at `path` changes of the backbone, on its device, HEAD among it.
+def read_tuned(path: str, encoder: Any, task: Task, *, head: bool) -> Ingredient:
+    """The classifier or model at `path`: what it changes of the backbone, on its device, HEAD among it.
 
     A model has the class weights of its own text tower. So has a classifier of other classes if its `head` is not
     wanted; otherwise it is refused.
@@ -87,12 +88,14 @@ def read_state(path: str, encoder: Any, task: Task, *, head: bool) -> dict[str, 
         saved = TunedClassifier.load(Path(path), encoder)
         if head and saved.names != tuple(task.names):
             raise ValueError(f"{path} knows other classes than the task, so that its class weights cannot be merged")
+        selection = selection_of(saved)
         if head:
-            return saved.state
+            return Ingredient(path, saved.state, selection)
         state = {name: tensor for name, tensor in saved.state.items() if name != HEAD}
     else:
-        state = _changed(path, encoder)
-    return with_own_head(encoder, task, {**own_state(encoder, task, ()), **state})
+        state, selection = _changed(path, encoder), NOT_CHOSEN
+    state = with_own_head(encoder, task, {**own_state(encoder, task, ()), **state})
+    return Ingredient(path, state, selection)
 
 
 def _changed(path: str, encoder: Any) -> dict[str, Tensor]:
@@ -125,19 +128,26 @@ def remeasured(encoder: Any, examples: Examples, states: Sequence[State], *, who
 # -- judging --------------------------------------------------------------------------------------------------------
 
 
+class Line(NamedTuple, Generic[S]):
+    """Candidate -> state, and the selections of the tuned models that all these states are made of."""
+
+    at: Callable[[S], State]
+    inner: list[dict[str, Any]]
+
+
 class Judged(NamedTuple, Generic[S]):
-    """The score of every candidate, where it comes from, and candidate -> state from the whole support."""
+    """The score of every candidate, where it comes from, and the line of states from the whole support."""
 
     scores: dict[S, Score]
     split: str
-    at: Callable[[S], State]
+    line: Line[S]
 
 
 def judged(
     encoder: Any,
     task: Task,
     candidates: Sequence[S],
-    path: Callable[[Task], Callable[[S], State]],
+    path: Callable[[Task], Line[S]],
     *,
     who: str,
 ) -> Judged[S]:
@@ -148,14 +158,14 @@ def judged(
     """
     found = folds(task)
     logits: dict[S, list[Tensor]] = {candidate: [] for candidate in candidates}
-    at: Callable[[S], State] | None = None
+    line: Line[S] | None = None
     for fold in found.folds:
-        at = path(replace(task, support=fold.learn))
+        line = path(replace(task, support=fold.learn))
         image = pixels(encoder, fold.judge, who=who)
         for candidate in candidates:
-            logits[candidate].append(TunedClassifier(encoder, at(candidate), names=task.names)(image))
-    if at is None or found.split != "validation":
-        at = path(task)
+            logits[candidate].append(TunedClassifier(encoder, line.at(candidate), names=task.names)(image))
+    if line is None or found.split != "validation":
+        line = path(task)
     label = [fold.judge.known for fold in found.folds]
     scores = {one: score(torch.cat(parts), torch.cat(label)) for one, parts in logits.items() if parts}
-    return Judged(scores, found.split, at)
+    return Judged(scores, found.split, line)

@@ -25,6 +25,7 @@ from vlp.adapters.weight_space import NOT_CHOSEN
 
 SIDE = 32  # of the pictures that the small model sees
 GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
+UNCHOSEN = 1.0  # alpha where nothing can be held out
 WEIGHT = "class.weight"
 Parts = Mapping[str, Tensor]
 
@@ -89,7 +90,7 @@ class Levi(Adapter):
         """Alpha, how it was chosen, and what was learned if that was from the whole support."""
         found = folds(task)
         if not found.folds:
-            return 1.0, NOT_CHOSEN, None
+            return UNCHOSEN, NOT_CHOSEN, None
         zero, added = [], []
         parts: Parts = {}
         for fold in found.folds:
@@ -103,7 +104,7 @@ class Levi(Adapter):
         def judge(alpha: float) -> Score:
             return score(torch.cat(zero) + alpha * torch.cat(added), label)
 
-        chosen = choose(GRID, judge, split=found.split)
+        chosen = choose(GRID, judge, split=found.split, unchosen=UNCHOSEN)
         return chosen.value, chosen.selection, parts if found.split == "validation" else None
 
     def _learn(self, encoder: Any, task: Task, support: Examples, weight: Float[Tensor, "C D"]) -> Parts:

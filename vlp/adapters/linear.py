@@ -8,8 +8,8 @@ from pydantic import Field
 
 from vlp.adapters.adapter import Adapter, Given
 from vlp.adapters.classifier import LinearClassifier
-from vlp.adapters.seen import Seen, check_every_class, pooled, seen
-from vlp.adapters.selection import Chosen, Folds, Score, choose, folds
+from vlp.adapters.seen import Seen, check_every_class, seen
+from vlp.adapters.selection import Chosen, Folds, Score, choose, folds, pooled
 from vlp.adapters.task import Task
 from vlp.probe import logistic
 
@@ -73,4 +73,4 @@ class LinearProbe(Adapter):
             return logistic.Score(*pooled(scores))
 
         tried = logistic.search(judge)
-        return choose(sorted(tried), lambda C: Score(*tried[C]), split=split), cut
+        return choose(sorted(tried), lambda C: Score(*tried[C]), split=split, unchosen=UNCHOSEN), cut

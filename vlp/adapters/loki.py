@@ -14,6 +14,8 @@ from torch import Tensor
 from vlp.adapters.adapter import Adapter
 from vlp.adapters.descriptions import read_json, said_missing
 from vlp.adapters.hierarchy import ParentPath, parent_paths
+from vlp.adapters.pseudo_shots import renumbered
+from vlp.adapters.selection import NOTHING, choices_of, selection_of
 from vlp.adapters.task import Task
 from vlp.adapters.zeroshot import ZeroShot
 from vlp.embed import Encoder
@@ -61,7 +63,7 @@ class Loki(Adapter):
             observed=torch.tensor(observed),
             names=task.names,
             adjust=self.adjust,
-            about=self._about(names),
+            about=self._about(inner, names, observed, task),
         )
 
     def _observed(self, task: Task) -> list[int]:
@@ -81,12 +83,17 @@ class Loki(Adapter):
         tree = read_json(self.file) if self.file else self.tree
         return tree_distance(task.names, tree, where=self.file or "tree").square()
 
-    def _about(self, names: Sequence[str]) -> dict[str, Any]:
-        return {
+    def _about(self, inner: Any, names: Sequence[str], observed: Sequence[int], task: Task) -> dict[str, Any]:
+        about: dict[str, Any] = {
             "adapter": "loki",
             "metric": "text" if self.file is None and self.tree is None else "tree",
             "observed": names,
+            "selection": choices_of(NOTHING, [selection_of(inner)]),
         }
+        believed = getattr(inner, "about", {}).get("pseudolabels")
+        if believed is not None:
+            about["pseudolabels"] = renumbered(believed, observed, classes=len(task.names))
+        return about
 
 
 class LokiClassifier:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -127,7 +126,7 @@ class OpenTowers(Opened):
         if prompts is None:
             parts = [class_weights(self.encoder, self.task)]
             if extra:
-                parts.append(class_weights(self.encoder, replace(self.task, names=extra, text=None, support=None)))
+                parts.append(class_weights(self.encoder, Task(extra, self.task.templates)))
             fixed = torch.cat(parts).to(self.encoder.device)
             return lambda: fixed
 

@@ -19,6 +19,7 @@ from vlp.adapters.prompted import TowerClassifier, fitted_by
 from vlp.adapters.promptsrc import divergence
 from vlp.adapters.pseudo_shots import PseudoLabels, logits_over
 from vlp.adapters.restricted import Restricted
+from vlp.adapters.selection import NOTHING, choices_of, selection_of
 from vlp.adapters.shots import Shots
 from vlp.adapters.task import Examples, Task
 from vlp.adapters.tower_tuner import TowerTuner, picture_features, random_prompts
@@ -130,13 +131,14 @@ class PromptKD(TowerTuner):
     def _student(
         self, encoder: Any, task: Task, learned: Mapping[str, Tensor], taught: Taught, said: dict[str, Any]
     ) -> StudentClassifier:
+        chosen = choices_of(NOTHING, [selection_of(taught.classifier)])
         made = StudentClassifier(
             taught.head.weight,
             encoder=encoder,
             learned={**learned, "bias": taught.head.bias},
             names=task.names,
             scale=taught.head.scale,
-            about=self.about(encoder, task, **said),
+            about=self.about(encoder, task, **said, selection=chosen),
         )
         made.taught_by = taught.classifier
         return made

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -35,6 +35,12 @@ class PseudoLabels(NamedTuple):
         keys = {"keys": [pool.keys[row] for row in rows]} if pool.keys else {}
         count = self.label.bincount(minlength=len(names)).tolist()
         return {"rows": rows, **keys, "label": self.label.tolist(), "count": count}
+
+
+def renumbered(record: Mapping[str, Any], places: Sequence[int], *, classes: int) -> dict[str, Any]:
+    """A `PseudoLabels.record` over some classes as one over all, of which class k of the former is places[k]."""
+    label = torch.as_tensor(places)[torch.as_tensor(record["label"], dtype=torch.long)]
+    return {**record, "label": label.tolist(), "count": label.bincount(minlength=classes).tolist()}
 
 
 def top_of_predicted(logits: Float[Tensor, "n C"], most: int) -> PseudoLabels:

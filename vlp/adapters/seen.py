@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vlp.adapters.selection import Folds, Score
+from vlp.adapters.selection import Folds
 from vlp.adapters.task import Examples
 
 NAMED = 5  # classes that a message names
@@ -33,16 +33,6 @@ def seen(found: Folds) -> list[Seen]:
         if len(classes) > 1 and len(judge):
             made.append(Seen(classes, _renumbered(learn, classes), _renumbered(judge, classes)))
     return made
-
-
-def pooled(scores: Iterable[tuple[Score, int]]) -> Score:
-    """The score over all pictures of scores over so many each."""
-    rows = list(scores)
-    total = sum(count for _, count in rows)
-    return Score(
-        sum(one.accuracy * count for one, count in rows) / total,
-        sum(one.log_likelihood * count for one, count in rows) / total,
-    )
 
 
 def check_every_class(support: Examples, names: Sequence[str], *, who: str) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
@@ -14,6 +15,9 @@ from vlp.adapters.task import Examples, Task
 from vlp.metrics.accuracy import Accuracy
 
 S = TypeVar("S")
+NOTHING: dict[str, Any] = {"split": "none"}  # what a record says where nothing was chosen
+SPLITS = ("none", "train", "validation", "test")  # where choices are made, the farthest from what is measured first
+EQUAL = 1e-9  # nats; likelihoods that are nearer differ by rounding
 
 
 class Fold(NamedTuple):
@@ -78,12 +82,47 @@ def score(logits: Float[Tensor, "n C"], label: Int[Tensor, "n"]) -> Score:
     return Score(float(hits.compute()["acc1"]), float(likelihood))
 
 
-def choose(candidates: Iterable[S], judge: Callable[[S], Score], *, split: str) -> Chosen[S]:
-    """The candidate of the best score; among equals the first."""
+def pooled(scores: Iterable[tuple[Score, int]]) -> Score:
+    """The score over all pictures of scores over so many each."""
+    rows = list(scores)
+    total = sum(count for _, count in rows)
+    return Score(
+        sum(one.accuracy * count for one, count in rows) / total,
+        sum(one.log_likelihood * count for one, count in rows) / total,
+    )
+
+
+def choose(candidates: Iterable[S], judge: Callable[[S], Score], *, split: str, unchosen: S) -> Chosen[S]:
+    """The candidate of the best score, among equals the first; `unchosen` where nothing tells them apart."""
     scored = [(judge(one), one) for one in candidates]
-    best = max(scored, key=lambda pair: pair[0])
+    best, worst = max(scored, key=lambda pair: pair[0]), min(scored, key=lambda pair: pair[0])
+    if _equal(best[0], worst[0]):
+        return Chosen(unchosen, {**NOTHING, "candidates": len(scored), "equal_on": split})
     about = {"split": split, "candidates": len(scored), "criterion": "acc1, then likelihood"}
     return Chosen(best[1], {**about, "acc1": best[0].accuracy})
+
+
+def _equal(one: Score, other: Score) -> bool:
+    return one.accuracy == other.accuracy and math.isclose(
+        one.log_likelihood, other.log_likelihood, rel_tol=0, abs_tol=EQUAL
+    )
+
+
+def selection_of(classifier: Any) -> dict[str, Any]:
+    """What a fitted classifier says of what chose its settings."""
+    found: dict[str, Any] = getattr(classifier, "about", {}).get("selection", NOTHING)
+    return found
+
+
+def choices_of(own: Mapping[str, Any], inner: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The selection of what is made of fitted classifiers: its own, and theirs under `of` if any of them chose.
+
+    Of all their splits `split` is the one that lies nearest to what is measured.
+    """
+    if all(one["split"] == "none" for one in inner):
+        return dict(own)
+    split = max((one["split"] for one in (own, *inner)), key=SPLITS.index)
+    return {**own, "split": split, "of": [dict(one) for one in inner]}
 
 
 def _parts(support: Examples, count: int, seed: int) -> Int[Tensor, "n"]:

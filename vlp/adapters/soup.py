@@ -59,7 +59,8 @@ class Soup(Merges):
             )
             selection = {"split": split, "candidates": len(seen), "criterion": "acc1", "acc1": max(seen)}
         said = {"ingredients": [one.name for one in named], "taken": [named[place].name for place in taken]}
-        return self.classifier(encoder, task, mixed(taken), selection=selection, **said)
+        inside = [one.selection for one in named]
+        return self.classifier(encoder, task, mixed(taken), selection=selection, inner=inside, **said)
 
     def _hold_out(self, task: Task) -> tuple[Fold, str]:
         found = folds(task)

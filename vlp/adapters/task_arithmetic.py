@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from pydantic import Field
 
-from vlp.adapters.ingredients import Merges, judged, read_state, remeasured
+from vlp.adapters.ingredients import Line, Merges, judged, read_tuned, remeasured
 from vlp.adapters.selection import Chosen, Score, choose
 from vlp.adapters.task import Task
 from vlp.adapters.tuned import HEAD, TunedClassifier, own_state, with_own_head
@@ -38,32 +38,31 @@ class TaskArithmetic(Merges):
         chosen: Chosen[float] = Chosen(DEFAULT, NOT_CHOSEN)
         if self.lam is None:
             found = judged(encoder, task, GRID, lambda part: self._path(encoder, part), who=self.method)
-            at = found.at
+            line = found.line
             if found.scores:
                 chosen = self._chosen(found.scores, found.split)
         else:
-            at, chosen = self._path(encoder, task), chosen._replace(value=self.lam)
-        lam = chosen.value
-        return self.classifier(encoder, task, at(lam), selection=chosen.selection, lam=lam)
+            line, chosen = self._path(encoder, task), chosen._replace(value=self.lam)
+        lam, state = chosen.value, line.at(chosen.value)
+        return self.classifier(encoder, task, state, selection=chosen.selection, inner=line.inner, lam=lam)
 
     def _chosen(self, scores: Mapping[float, Score], split: str) -> Chosen[float]:
         if self.of or self.files or not self.negate:
-            return choose(GRID, scores.__getitem__, split=split)
+            return choose(GRID, scores.__getitem__, split=split, unchosen=DEFAULT)
         least = self.keep * scores[0.0].accuracy
         lam = max(one for one in GRID if scores[one].accuracy >= least)
         criterion = f"largest with acc1 at least {self.keep} of that at 0"
         about = {"split": split, "candidates": len(GRID), "criterion": criterion, "acc1": scores[lam].accuracy}
         return Chosen(lam, about)
 
-    def _path(self, encoder: Any, task: Task) -> Callable[[float], State]:
+    def _path(self, encoder: Any, task: Task) -> Line[float]:
         """Lambda -> state, with the vectors of `of` fitted to the support of the task."""
         added = []
         if self.of or self.files or not self.negate:
-            added = [one.state for one in self.ingredients(encoder, task, heads=False)]
-        taken = [read_state(path, encoder, task, head=False) for path in self.negate]
-        names = sorted({name for state in [*added, *taken] for name in state})
-        own = own_state(encoder, task, names)
-        towers = [{name: x for name, x in state.items() if name != HEAD} for state in [*added, *taken]]
+            added = self.ingredients(encoder, task, heads=False)
+        taken = [read_tuned(path, encoder, task, head=False) for path in self.negate]
+        towers = [{name: x for name, x in one.state.items() if name != HEAD} for one in [*added, *taken]]
+        own = own_state(encoder, task, sorted({name for state in towers for name in state}))
         vectors = [task_vector(own, state) for state in towers]
         signs = [1] * len(added) + [-1] * len(taken)
         again = remeasured(encoder, self.given(task, "support"), towers, who=self.method)
@@ -72,4 +71,4 @@ class TaskArithmetic(Merges):
             state = with_own_head(encoder, task, moved(own, vectors, [sign * lam for sign in signs]))
             return again(state) if lam else state
 
-        return at
+        return Line(at, [one.selection for one in [*added, *taken]])

@@ -17,8 +17,7 @@ from vlp.adapters.adapter import Adapter, Given, class_weights
 from vlp.adapters.archive import read, write
 from vlp.adapters.cache_search import Judged, search
 from vlp.adapters.classifier import LinearClassifier
-from vlp.adapters.seen import seen
-from vlp.adapters.selection import Folds, folds
+from vlp.adapters.selection import NOTHING, Folds, folds
 from vlp.adapters.shots import feature_shots
 from vlp.adapters.task import Examples, Task
 from vlp.metrics.accuracy import Accuracy
@@ -40,7 +39,8 @@ class Tip(Adapter):
     Key k_i is the normalised mean of the augmented copies of picture i (of their unit features; theirs are not scaled
     before the mean), or its own feature without copies. alpha and beta (None: chosen) on the authors' grid of 20 x 200
     from 0.1 up to `search` (beta, alpha), on validation, else by cross-validation in the support; with neither beta is
-    1 and alpha 1.17. Equal accuracies are decided by likelihood. `protocol: paper` searches on test.
+    1 and alpha 1.17. Pictures of classes without a key judge too. Equal accuracies are decided by likelihood.
+    `protocol: paper` searches on test.
     """
 
     wants: ClassVar[tuple[Given, ...]] = ("support",)
@@ -79,19 +79,16 @@ class Tip(Adapter):
         self, found: Folds, zeroshot: LinearClassifier, whole: Keys, task: Task
     ) -> tuple[tuple[float, float], dict[str, Any]]:
         """The two strengths, and what a record says of the choice."""
-        parts = seen(found)
-        if not parts or None not in (self.alpha, self.beta):
-            return self._start(), {"split": "none"}
+        if not found.folds or None not in (self.alpha, self.beta):
+            return self._start(), NOTHING
         judged = []
-        for part in parts:
-            names = [task.names[place] for place in part.classes.tolist()]
-            own = LinearClassifier(zeroshot.weight[part.classes], names=names, scale=zeroshot.scale)
-            keys = whole if found.split != "train" else self._keys(part.learn, own, self._start(), task)
-            affinity = part.judge.image @ keys.key.T
-            judged.append(Judged(own(part.judge.image), affinity, part.learn.known, part.judge.known))
+        for learn, judge in found.folds:  # of all classes: words know those that have no key
+            keys = whole if found.split != "train" else self._keys(learn, zeroshot, self._start(), task)
+            affinity = judge.image @ keys.key.T
+            judged.append(Judged(zeroshot(judge.image), affinity, learn.known, judge.known))
         betas = _grid(self.search[0], BETAS) if self.beta is None else [self.beta]
         alphas = _grid(self.search[1], ALPHAS) if self.alpha is None else [self.alpha]
-        chosen = search(judged, betas, alphas, split=found.split)
+        chosen = search(judged, betas, alphas, split=found.split, unchosen=self._start())
         return chosen.value, chosen.selection
 
 

@@ -34,6 +34,7 @@ class TPT(Adapter):
     """
 
     level: ClassVar[Level] = "towers"
+    by_seed: ClassVar[bool] = True
 
     words: str | None = "a photo of a"
     tokens: int | None = Field(None, ge=1)

@@ -15,8 +15,7 @@ from torch.nn.functional import normalize, one_hot
 from vlp.adapters.adapter import Adapter, Given, class_weights
 from vlp.adapters.archive import read, write
 from vlp.adapters.classifier import LinearClassifier
-from vlp.adapters.seen import pooled
-from vlp.adapters.selection import choose, folds, score
+from vlp.adapters.selection import choose, folds, pooled, score
 from vlp.adapters.task import Examples, Task
 from vlp.probe.neighbours import neighbours
 
@@ -82,7 +81,7 @@ class TransClip(Adapter):
                 parts.append((score(made(held.image), held.known), len(held)))
             return pooled(parts)
 
-        chosen = choose(GAMMAS, judge, split=found.split)
+        chosen = choose(GAMMAS, judge, split=found.split, unchosen=UNCHOSEN)
         return chosen.value, {**chosen.selection, "gamma": chosen.value}
 
     def _solved(

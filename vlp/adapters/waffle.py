@@ -54,11 +54,13 @@ class Waffle(Adapter):
     `draws` descriptors of each kind, words and characters in turn, 15 and 15 as in the paper; `like` names a file of
     descriptions instead, and every class gets as many prompts as it has sentences there, so that the two differ in
     nothing but what is said. As in the paper a descriptor has as many words as a class name has on average, cut to the
-    average length of these. Average over several seeds; `how` as in `descriptions` (the paper's code averages scores).
-    Ours: characters are the letters a to z and the verb is drawn, where theirs takes both from descriptions.
+    average length of these. What is drawn follows from the task's seed and from `seed`; average over several seeds.
+    `how` as in `descriptions` (the paper's code averages scores). Ours: characters are the letters a to z and the verb
+    is drawn, where theirs takes both from descriptions.
     """
 
     level: ClassVar[Level] = "text"
+    by_seed: ClassVar[bool] = True
 
     draws: int = Field(15, ge=1)
     like: str | None = None
@@ -87,8 +89,8 @@ class Waffle(Adapter):
             scale=encoder.scale,
             about={
                 "adapter": "waffle",
-                "how": self.how,
-                "seed": self.seed,
+                "settings": self.model_dump(mode="json"),
+                "seed": task.seed,
                 "prompts": sum(counts),
                 "prompts_hash": short_hash([prompt for own in prompts for prompt in own]),
             },
@@ -100,7 +102,7 @@ class Waffle(Adapter):
         names = [name.replace("_", " ").split() for name in task.names]
         parts = max(1, round(float(np.mean([len(own) for own in names]))))
         length = max(1, round(float(np.mean([np.mean([len(word) for word in own]) for own in names if own]))))
-        rng = np.random.default_rng(self.seed)
+        rng = np.random.default_rng([self.seed, task.seed])
         drawn = []
         for number in range(count):
             verb = VERBS[rng.integers(len(VERBS))]

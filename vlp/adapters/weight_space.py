@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from vlp.adapters.adapter import Adapter, Given, Level
+from vlp.adapters.selection import choices_of
 from vlp.adapters.task import Task
 from vlp.adapters.tuned import HEAD, TunedClassifier, own_state, with_own_head
 from vlp.adapters.weights import State
@@ -20,16 +22,26 @@ class WeightSpace(Adapter):
     method: ClassVar[str]  # its name in records and messages
 
     def classifier(
-        self, encoder: Any, task: Task, state: State, *, selection: dict[str, Any] | None = None, **more: Any
+        self,
+        encoder: Any,
+        task: Task,
+        state: State,
+        *,
+        selection: dict[str, Any] | None = None,
+        inner: Sequence[Mapping[str, Any]] = (),
+        **more: Any,
     ) -> TunedClassifier:
-        """A classifier with the tensors of `state`; `selection`: how its settings were chosen, None: they were not."""
+        """A classifier with the tensors of `state`; `selection`: how its settings were chosen, None: they were not.
+
+        inner: the selections of the tuned models that it is made of.
+        """
         about = {
             "adapter": self.method,
             "settings": self.model_dump(mode="json"),
             "seed": task.seed,
             "templates_hash": task.templates_hash,
             **more,
-            "selection": NOT_CHOSEN if selection is None else selection,
+            "selection": choices_of(NOT_CHOSEN if selection is None else selection, inner),
         }
         return TunedClassifier(encoder, state, names=task.names, about=about)
 

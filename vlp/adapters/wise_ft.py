@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from vlp.adapters.finetune import Finetune
-from vlp.adapters.ingredients import AdapterPart, completed, fitted, judged, read_state
+from vlp.adapters.ingredients import AdapterPart, Ingredient, Line, completed, fitted, judged, read_tuned
 from vlp.adapters.selection import Chosen, choose
 from vlp.adapters.task import Task
 from vlp.adapters.tuned import TunedClassifier, own_state, with_own_head
 from vlp.adapters.weight_space import NOT_CHOSEN, WeightSpace
-from vlp.adapters.weights import State, lerp, slerp
+from vlp.adapters.weights import lerp, slerp
 
 GRID = tuple(step / 20 for step in range(21))
 DEFAULT = 0.5  # the paper's, for when nothing of the target can be held out
@@ -40,20 +39,23 @@ class WiseFT(WeightSpace):
         chosen: Chosen[float] = Chosen(DEFAULT, NOT_CHOSEN)
         if self.alpha is None:
             found = judged(encoder, task, GRID, lambda part: self._path(encoder, part), who=self.method)
-            at = found.at
+            line = found.line
             if found.scores:
-                chosen = choose(GRID, found.scores.__getitem__, split=found.split)
+                chosen = choose(GRID, found.scores.__getitem__, split=found.split, unchosen=DEFAULT)
         else:
-            at, chosen = self._path(encoder, task), chosen._replace(value=self.alpha)
-        alpha = chosen.value
-        return self.classifier(encoder, task, at(alpha), selection=chosen.selection, alpha=alpha)
+            line, chosen = self._path(encoder, task), chosen._replace(value=self.alpha)
+        alpha, state = chosen.value, line.at(chosen.value)
+        return self.classifier(encoder, task, state, selection=chosen.selection, inner=line.inner, alpha=alpha)
 
-    def _path(self, encoder: Any, task: Task) -> Callable[[float], State]:
+    def _path(self, encoder: Any, task: Task) -> Line[float]:
         """Alpha -> state, with the tuned end fitted to the support of the task."""
-        if self.file is None:
-            tuned = fitted(self.of, encoder, task).state
-        else:
-            tuned = read_state(self.file, encoder, task, head=True)
-        first, second = completed(encoder, task, [own_state(encoder, task, ()), tuned])
+        tuned = self._tuned(encoder, task)
+        first, second = completed(encoder, task, [own_state(encoder, task, ()), tuned.state])
         between = {"lerp": lerp, "slerp": slerp}[self.how]
-        return lambda alpha: with_own_head(encoder, task, between(first, second, alpha))
+        return Line(lambda alpha: with_own_head(encoder, task, between(first, second, alpha)), [tuned.selection])
+
+    def _tuned(self, encoder: Any, task: Task) -> Ingredient:
+        """The tuned end."""
+        if self.file is None:
+            return fitted(self.of, encoder, task, name=type(self.of).__name__.lower())
+        return read_tuned(self.file, encoder, task, head=True)

@@ -29,6 +29,7 @@ class Traits:
     views: int
     transductive: bool
     leaky: bool
+    by_seed: bool
 
     @property
     def setting(self) -> Setting:
@@ -48,6 +49,7 @@ def traits(adapter: Adapter) -> Traits:
         views=max(one.views for one in parts),
         transductive=any(one.transductive for one in parts),
         leaky=any(one.leaky for one in parts),
+        by_seed=any(one.by_seed for one in parts),
     )
 
 

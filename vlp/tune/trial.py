@@ -44,11 +44,15 @@ class Plan(NamedTuple):
     protocol: Protocol
 
     def cells(self) -> Iterator[tuple[Adapter, int | None, int]]:
-        """Method, shots and seed; one that takes no labels at 0 shots, and one that learns from nothing only once."""
+        """Method, shots and seed.
+
+        One that takes no labels at 0 shots; one that learns from no pictures at all only once, unless it draws.
+        """
         for method in self.methods:
             known = traits(method)
             if known.setting == "zero-shot":
-                yield method, 0, self.seeds[0]
+                for seed in self.seeds if known.by_seed else self.seeds[:1]:
+                    yield method, 0, seed
                 continue
             for shots in self.shots if "support" in known.takes else (0,):
                 for seed in self.seeds:
