@@ -16,7 +16,7 @@ from vlp.log import console, host_facts
 from vlp.tune import PROTOCOLS
 from vlp.tune.fitting import traits
 from vlp.tune.protocols import Outcome, Protocol, Trial, Unsupervised
-from vlp.tune.record import RESULTS, TuneRecord, append, at_chance, read, settings_hash, write_hits
+from vlp.tune.record import RESULTS, TuneRecord, append, at_chance, labels_in_words, read, settings_hash, write_hits
 from vlp.tune.stock import Stock
 from vlp.tune.support import make_draws
 
@@ -81,7 +81,7 @@ def run_grid(stocks: Iterable[Stock], plan: Plan, *, out: Path, targets: Sequenc
     A trial that fails leaves a record with its error, and the rest goes on; failed ones are tried again next time.
     """
     done = {row.settings_hash: row for row in read(out / RESULTS) if row.error is None}
-    code, found = code_version(), []
+    code, found, fitted = code_version(), [], 0
     for stock in stocks:
         drawn = _draws(stock, plan, out)
         for method, shots, seed in plan.cells():
@@ -90,9 +90,10 @@ def run_grid(stocks: Iterable[Stock], plan: Plan, *, out: Path, targets: Sequenc
             before = done.get(asked.settings_hash)
             if before is None:
                 found.append(_attempt(trial, plan.protocol, asked, code, out))
-                done[asked.settings_hash] = found[-1]
+                done[asked.settings_hash], fitted = found[-1], fitted + 1
             else:
                 found.append(before)
+    console.print(f"{fitted} trials measured, {len(found) - fitted} were there already", highlight=False)
     return found
 
 
@@ -106,14 +107,13 @@ def keep(run: Run, out: Path) -> TuneRecord:
 
 def say(record: TuneRecord) -> None:
     """One line for people, on stderr."""
-    shots = "all" if record.shots is None else record.shots
     how = record.error or ", ".join(
         f"{name} {100 * value:.1f}"
         for name, value in record.metrics.items()
         if name.startswith(("acc1", "h")) or name == "open_auroc"
     )
     seed = f" seed {record.seed}" if record.seed is not None else ""
-    line = f"{record.dataset} {record.brief} shots {shots}{seed}: {how} ({record.seconds:.1f} s)"
+    line = f"{record.dataset} {record.brief} {labels_in_words(record.labelled)}{seed}: {how} ({record.seconds:.1f} s)"
     console.print(line, highlight=False, soft_wrap=True, markup=False)
     if record.pseudolabels is not None and record.pseudolabels["pairs"]:
         console.print(_believed(record.pseudolabels), highlight=False, soft_wrap=True, markup=False)
@@ -198,7 +198,8 @@ def _asked(trial: Trial, protocol: Protocol, code: str) -> TuneRecord:
 
 def _labelled(trial: Trial, protocol: Protocol) -> str:
     """Pictures of each class with their label, in words."""
-    if trial.shots == 0 or trial.stock.train is None or isinstance(protocol, Unsupervised):
+    nothing = trial.shots == 0 or traits(trial.adapter).setting == "zero-shot"
+    if nothing or trial.stock.train is None or isinstance(protocol, Unsupervised):
         return "none"
     return "all" if trial.shots is None else str(trial.shots)
 
