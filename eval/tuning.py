@@ -32,7 +32,7 @@ from vlp.data.schema import DataError
 from vlp.data.sources import Selected
 from vlp.data.stages import Labels
 from vlp.embed import Encoder
-from vlp.registry import Named, Part
+from vlp.registry import Named, Part, nearest
 from vlp.tune.folder import read_folder
 from vlp.tune.guard import Guard
 from vlp.tune.protocols import FewShot, Protocol
@@ -76,7 +76,9 @@ class Tuning(Part):
 
     name: str
     data: str | None = None  # the folder that holds the data: `data=FOLDER` moves a whole file
-    sets: Annotated[tuple[TuneSet, ...], Field(min_length=1)]
+    sets: tuple[TuneSet, ...] = ()
+    sets_of: str | None = Field(None, pattern=r"^[^/\\]+\.ya?ml$")  # a file beside this one whose sets are taken
+    only: tuple[str, ...] = ()  # of the sets, by name; default: all of them
     targets: tuple[TuneSet, ...] = ()
     protocol: ProtocolPart = FewShot()
     methods: tuple[AdapterPart, ...] = ()
@@ -84,6 +86,12 @@ class Tuning(Part):
     seeds: tuple[int, ...] = Field((1, 2, 3), min_length=1)
     augmentation_seed: int = Field(0, ge=0)  # of the copies that some methods learn from
     folder: str = "."  # of the file itself; `load_tuning` fills it in
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Tuning:
+        if bool(self.sets) == bool(self.sets_of):
+            raise ValueError("give either `sets`, or `sets_of` with a file beside this one whose sets are taken")
+        return self
 
     @model_validator(mode="after")
     def _one_size(self) -> Tuning:
@@ -99,9 +107,26 @@ class Tuning(Part):
 
 
 def load_tuning(path: str | Path, overrides: Sequence[str] = ()) -> Tuning:
-    """The file with `key=value` overrides; ConfigError with dotted paths for what is wrong in it."""
-    values = config.apply_overrides({"folder": str(Path(path).parent), **config.read_yaml(path)}, overrides)
-    return config.validate(Tuning, values, where=str(path))
+    """The file with `key=value` overrides, and the sets that it names; ConfigError with dotted paths for its faults."""
+    path = Path(path)
+    values = config.apply_overrides({"folder": str(path.parent), **config.read_yaml(path)}, overrides)
+    tuning = config.validate(Tuning, values, where=str(path))
+    if tuning.sets_of is not None:
+        other = config.load(Tuning, path.parent / tuning.sets_of)
+        if other.sets_of is not None:
+            raise config.ConfigError(f"{path}: sets_of: {tuning.sets_of} has no sets itself; name {other.sets_of}")
+        taken = {"data": tuning.data or other.data, "sets": other.sets, "sets_of": None}
+        tuning = config.validate(Tuning, {**dict(tuning), **taken}, where=str(path))
+    return tuning.model_copy(update={"sets": _chosen(tuning, path)}) if tuning.only else tuning
+
+
+def _chosen(tuning: Tuning, path: Path) -> tuple[TuneSet, ...]:
+    """The sets in `only`, in the order of the sets."""
+    names = [part.dataset for part in tuning.sets]
+    for place, name in enumerate(tuning.only):
+        if name not in names:
+            raise config.ConfigError(f'{path}: only.{place}: there is no set "{name}"{nearest(name, names)}')
+    return tuple(part for part in tuning.sets if part.dataset in tuning.only)
 
 
 def open_stock(part: TuneSet, tuning: Tuning, encoder: Encoder | None, *, model: str = "features") -> Stock:

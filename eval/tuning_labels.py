@@ -15,7 +15,8 @@ def labels(boards: Sequence[Board]) -> dict[str, str]:
     """Full label of every method -> a short one, no two alike.
 
     Of several rows of one method it has the settings that they do not share; of a single row those that hold one value.
-    Files are called by their last part.
+    A part inside is called by its name, with the settings that rows with a part of this name do not share. Files are
+    called by their last part.
     """
     rows = {row.label: row for board in boards for cell in board.cells.values() for _, row in cell.runs}
     alike: dict[str, dict[str, dict[str, str]]] = {}
@@ -31,14 +32,26 @@ def labels(boards: Sequence[Board]) -> dict[str, str]:
 
 def _told_apart(several: Mapping[str, Mapping[str, str]]) -> dict[str, list[str]]:
     """By label the settings to show."""
-    if len(several) == 1:
-        (label,) = several
-        return {label: [f"{key}={value}" for key, value in several[label].items() if "." not in key]}
-    keys = dict.fromkeys(key for settings in several.values() for key in settings)
-    differ = [key for key in keys if len({settings.get(key) for settings in several.values()}) > 1]
-    return {
-        label: [f"{key}={settings[key]}" for key in differ if key in settings] for label, settings in several.items()
-    }
+    rows = list(several.values())
+    return {label: [f"{_called(key)}={one[key]}" for key in _shown(one, rows)] for label, one in several.items()}
+
+
+def _shown(settings: Mapping[str, str], rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """The keys of one row to show, among the rows of its method."""
+    if len(rows) == 1:
+        return [key for key in settings if "." not in _called(key)]
+    found = []
+    for key in dict.fromkeys(key for row in rows for key in row if key in settings):
+        name = key.rpartition(".")[0] + ".name"
+        rivals = rows if _called(key) != key else [row for row in rows if row.get(name) == settings.get(name)]
+        if len({row.get(key) for row in rivals}) > 1:
+            found.append(key)
+    return found
+
+
+def _called(key: str) -> str:
+    """`teacher` for `teacher.name`: a part inside stands for its name."""
+    return key.removesuffix(".name")
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:

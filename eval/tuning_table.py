@@ -11,6 +11,7 @@ from statistics import fmean
 from eval.leaderboard import Format, laid_out
 from eval.tuning_board import METRICS, Board, Column, Difference
 from eval.tuning_labels import labels
+from vlp.tune.record import labels_in_words
 from vlp.tune.transfers import harmonic_mean
 
 HEAD = (
@@ -104,7 +105,7 @@ def _apart(found: Difference | None) -> str:
 
 
 def _title(column: Column, several: bool) -> str:
-    shots = {"none": "no labels", "all": "all", "unknown": "unknown"}.get(column.labelled, f"{column.labelled} shots")
+    shots = labels_in_words(column.labelled)
     return f"{shots} {column.metric}" if several else shots
 
 

@@ -1,17 +1,28 @@
 #!/usr/bin/env bash
-# Adapters on the targets of the backbone: few-shot, without labels, transductive, and learned prompts.  Resumable.
-#   bash runs/adapters.sh DATA [MODEL]      MODEL: default runs/out/backbone, trained first if it is not there (half an hour)
+# Adapters on the targets of the backbone, methods x shots x draws, and one table of all.  Resumable: what is there is not fitted again.
+#   bash runs/adapters.sh DATA [MODEL] [features]
+# MODEL: default runs/out/backbone, trained first if it is not there (half an hour).  features: only what needs no image tower
+# once the pictures are encoded, under an hour on two cores; the rest takes some hours.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 VLP=${VLP:-.venv/bin/vlp} OUT=runs/out/adapters
 DATA=${1:?say where the data sets lie: bash runs/adapters.sh DATA}
 MODEL=${2:-runs/out/backbone}
-[ "$MODEL" != runs/out/backbone ] || bash runs/backbone.sh "$DATA"
+GRIDS="adapters adapters_unlabelled adapters_text_prompts"
+case ${3:-all} in
+  all) GRIDS="$GRIDS adapters_pseudolabels adapters_base_to_new adapters_prompts" ;;
+  features) ;;
+  *) echo "runs/adapters.sh: \"$3\" is neither \"features\" nor left out" >&2; exit 2 ;;
+esac
+if [ "$MODEL" = runs/out/backbone ]; then
+  bash runs/backbone.sh "$DATA"
+elif [ ! -d runs/out/backbone/lists ]; then
+  echo "runs/adapters.sh: the sets are not in runs/out/backbone; \`bash runs/backbone.sh $DATA\` makes them, and the model" >&2; exit 2
+fi
 FAILED=0
-GRID() { "$VLP" tune grid "configs/tune/$1.yaml" "$MODEL" --out "$OUT/$1" || FAILED=1; "$VLP" tune table "$OUT/$1"; }
-GRID adapters
-GRID adapters_unlabelled
-GRID adapters_pseudolabels
-GRID adapters_prompts
-GRID adapters_base_to_new
+for GRID in $GRIDS; do
+  echo "$GRID" >&2
+  "$VLP" tune grid "configs/tune/$GRID.yaml" "$MODEL" --out "$OUT/$GRID" >&2 || FAILED=1
+done
+"$VLP" tune table "$OUT" | tee "$OUT/table.md"
 exit $FAILED

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from dataclasses import replace
 
 import pytest
@@ -18,6 +20,7 @@ from tests.adapters.weight_towers import (
     trace,
     zero_shot_logits,
 )
+from vlp.adapters.adapter import class_weights
 from vlp.adapters.atlas import Atlas, Composition
 from vlp.adapters.atlas_tta import AtlasTTA, AtlasUFM, pseudo_labels, trust
 from vlp.adapters.finetune import Finetune
@@ -208,6 +211,30 @@ def test_trusted_are_the_most_probable_of_every_class():
 def test_other_pictures_have_a_label_where_the_model_is_sure():
     probabilities = torch.tensor([[0.995, 0.005], [0.98, 0.02], [0.4, 0.6]])
     assert pseudo_labels(probabilities, torch.tensor([-1, -1, 0]), threshold=0.99).tolist() == [0, -1, 0]
+
+
+def test_a_loss_without_labels_equals_the_loop(saved):
+    encoder, task, paths = saved
+    adapter = AtlasUFM(files=paths, threshold=0.6, **PLAIN)
+    pool, rng = examples(encoder, 5, seed=7), torch.Generator().manual_seed(3)
+    vectors = adapter.composition(encoder, task)
+    coefficients = 0.2 * torch.randn(vectors.start().shape, generator=rng)
+    loss = adapter._loss(encoder, pool.unlabelled(), task, vectors, coefficients, per_epoch=10, rng=rng)
+    drawn, rows = torch.Generator().set_state(rng.get_state()), torch.tensor([11, 2, 7, 4, 13, 0, 9])
+    found = float(loss(rows, 0))
+    dual = copy.deepcopy(encoder.dual).eval()
+    dual.load_state_dict({name: x for name, x in vectors.at(coefficients).items() if name != HEAD}, strict=False)
+    with torch.no_grad():
+        said = (encoder.scale * dual.encode_image(batch(pool)) @ class_weights(encoder, task).T).double().softmax(dim=1)
+    first = [max(range(15), key=lambda row, c=c: float(said[row, c])) for c in range(3)]  # k = 15 / 3 / 10, at least 1
+    sure = sorted(set(first))
+    half = [sure[place] for place in torch.randint(len(sure), (4,), generator=drawn).tolist()]
+    costs = []
+    for row in [*half, *rows[4:].tolist()]:
+        own = [c for c in range(3) if first[c] == row] or [c for c in range(3) if said[row, c] > 0.6]
+        costs += [-math.log(max(float(said[row, c]) for c in own))] if own else []
+    assert 4 < len(costs) < 7  # of the three that are not trusted some have a label and some have none
+    assert found == pytest.approx(sum(costs) / len(costs), abs=1e-4)
 
 
 @pytest.mark.parametrize(("adapter", "source"), [(AtlasUFM, "unlabelled"), (AtlasTTA, "query")])

@@ -8,7 +8,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.nn.functional import linear
+from torch import nn
+from torch.nn.functional import cross_entropy, linear, normalize
+from torch.nn.utils.parametrize import register_parametrization
 
 from tests.adapters.weight_towers import (
     RESNET,
@@ -24,6 +26,7 @@ from tests.models.tiny import NANO
 from vlp.adapters.clip_lora import ClipLora, Part, attention_weights, start, updated
 from vlp.adapters.tuned import HEAD, TunedClassifier
 from vlp.embed import Encoder
+from vlp.text.batches import pad
 
 TIMM = copy.deepcopy(NANO) | {
     "custom_text": True,
@@ -76,6 +79,55 @@ def test_the_merged_weight_gives_what_the_two_paths_give_beside_each_other():
     beside = beside + 0.5 * torch.cat(paths, dim=1)
     merged = linear(x, updated(own, parts, 0.5)["text.qkv.weight"])
     torch.testing.assert_close(merged, beside, atol=1e-4, rtol=0)
+
+
+class Paths(nn.Module):
+    """A fused weight with a low-rank path for queries, keys and values, drawn as the adapter draws them."""
+
+    def __init__(self, width, r, rng):
+        super().__init__()
+        bound = 1 / math.sqrt(width)
+        downs = [torch.empty(r, width).uniform_(-bound, bound, generator=rng) for _ in range(3)]
+        self.down = nn.ParameterList([nn.Parameter(down) for down in downs])
+        self.up = nn.ParameterList([nn.Parameter(torch.zeros(width, r)) for _ in range(3)])
+
+    def forward(self, weight):
+        return weight + torch.cat([up @ down for up, down in zip(self.up, self.down)]) / math.sqrt(2)
+
+
+def test_three_steps_equal_a_copy_of_the_model_trained_by_hand():
+    encoder = make_encoder()
+    task = make_task(encoder)
+    made = ClipLora(steps=3, lr=0.01, dropout=0.0, batch_size=64, augment=None).fit(encoder, task)
+    dual, rng = copy.deepcopy(encoder.dual).eval().requires_grad_(False), torch.Generator().manual_seed(task.seed)
+    learned = []
+    for tower in (dual.visual, dual.text):
+        for module in [one for one in tower.modules() if isinstance(one, nn.MultiheadAttention)]:
+            paths = Paths(module.embed_dim, 2, rng)
+            register_parametrization(module, "in_proj_weight", paths)
+            learned += paths.parameters()
+    optimizer = torch.optim.AdamW(learned, weight_decay=0.01)
+
+    def class_rows():
+        rows = []
+        for name in task.names:
+            texts = dual.tokenizer.encode([template.replace("{}", name) for template in task.templates])
+            own = [dual.encode_text(*pad([text], dual.tokenizer))[0] for text in texts]
+            rows.append(normalize(sum(own) / len(own), dim=0))
+        return torch.stack(rows)
+
+    for cosine in (1.0, 0.75, 0.25):
+        optimizer.param_groups[0]["lr"] = 1e-6 + (0.01 - 1e-6) * cosine
+        optimizer.zero_grad()
+        logits = encoder.scale * dual.encode_image(batch(task.support)) @ class_rows().T
+        cross_entropy(logits, task.support.known).backward()
+        optimizer.step()
+    torch.testing.assert_close(made.state[HEAD], class_rows().detach(), atol=1e-5, rtol=0)
+    own = encoder.dual.state_dict()
+    for name in set(made.state) - {HEAD}:
+        want = dual.get_submodule(name.removesuffix(".in_proj_weight")).in_proj_weight.detach()
+        torch.testing.assert_close(made.state[name], want, atol=1e-5, rtol=0)
+        assert (want - own[name]).abs().max() > 1e-3
 
 
 def test_dropout_leaves_out_inputs_of_a_and_keeps_the_mean():

@@ -1,15 +1,20 @@
-"""Unrolled EM-Dirichlet: a round against em_dirichlet's, what training changes, and where its tasks come from."""
+"""Unrolled EM-Dirichlet: rounds against loops and em_dirichlet's, what training changes, where its tasks come from."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from scipy.optimize import root
+from scipy.special import psi
 from torch.nn.functional import softplus
 
 from tests.adapters.blobs import ENCODER, accuracy, blobs
-from vlp.adapters.dirichlet import by_newton
+from vlp.adapters.adapter import class_weights
+from vlp.adapters.dirichlet import EPS, RATE, by_newton
 from vlp.adapters.em_dirichlet import DirichletClassifier, EmDirichlet
 from vlp.adapters.episodes import episodes
 from vlp.adapters.unem import TRACE, Unem, Unrolled, _lesson, _task_of
@@ -32,6 +37,44 @@ def test_untrained_rounds_without_temperatures_are_em_dirichlet(support, monkeyp
     monkeypatch.setattr("vlp.adapters.em_dirichlet.by_mm", solved)  # the same parameters, found in another way
     plain = EmDirichlet(steps=3, effective=5, match="none").fit(ENCODER, task)
     torch.testing.assert_close(own(held.image), plain(held.image), rtol=1e-5, atol=1e-5)
+
+
+def by_loops(task, query, *, rounds, temperature, gamma):
+    """Logits of the last untrained round, straight from the formulas; parameters by another solver."""
+    weight, classes, n = class_weights(ENCODER, task).double(), len(task.names), len(query)
+
+    def log_simplex(images):
+        return [((temperature * weight @ image.double()).softmax(dim=0) + EPS).log() for image in images]
+
+    log_z = log_simplex(query)
+    known = [] if task.support is None else list(zip(log_simplex(task.support.image), task.support.known.tolist()))
+    share = torch.stack(log_z).exp()
+    penalty, sharpness = math.log1p(math.exp(gamma)), 1 / (1 + math.log1p(math.e))  # softplus of gamma, and of t = 1
+    for _ in range(rounds):
+        logits = torch.zeros(n, classes, dtype=torch.float64)
+        for k in range(classes):
+            own = [(float(share[i, k]), log_z[i]) for i in range(n)] + [
+                (1.0, one) for one, label in known if label == k
+            ]
+            aim = (sum(mass * one for mass, one in own) / sum(mass for mass, _ in own) - RATE).numpy()
+            solved = root(lambda x, aim=aim: psi(np.exp(x)) - psi(np.exp(x).sum()) - aim, np.zeros(classes), tol=1e-12)
+            assert solved.success
+            alpha = np.exp(solved.x)
+            v = math.log(sum(float(share[i, k]) for i in range(n)) / n + EPS) + 1
+            whole = math.lgamma(alpha.sum()) - sum(math.lgamma(a) for a in alpha)
+            for i in range(n):
+                density = whole + sum((alpha[j] - 1) * float(log_z[i][j]) for j in range(classes))
+                logits[i, k] = sharpness * (density + penalty * v)
+        share = logits.softmax(dim=1)
+    return logits
+
+
+@pytest.mark.parametrize("support", [True, False])
+def test_rounds_with_temperatures_equal_the_loop(support):
+    task, held = given(support=support, classes=4)
+    found = Unem(**{**SMALL, "epochs": 0, "layers": 2}, temperature=8.0, gamma=0.3).fit(ENCODER, task)
+    want = by_loops(task, held.image, rounds=2, temperature=8.0, gamma=0.3)
+    torch.testing.assert_close(found(held.image), want, rtol=1e-5, atol=1e-5)
 
 
 def test_clusters_that_are_those_of_the_support_alone_are_the_same_as_solved_again(monkeypatch):

@@ -34,6 +34,7 @@ def test_the_last_line_is_the_record(folder):
     assert found["chance"]["acc1"] == pytest.approx(1 / 6)
     assert (found["leaky"], found["transductive"], found["selection"]) == (False, False, {"split": "none"})
     assert set(found["data_hashes"]) == {"train", "validation", "test", "classes"}
+    assert (found["labelled"], call("linear", "--features", folder)[0]["labelled"]) == ("none", "all")
     assert found["seconds"] >= 0
     assert TuneRecord.model_validate(found).label == "zeroshot"
 

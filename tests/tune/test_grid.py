@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from eval.tuning import load_tuning
 from eval.tuning_board import read_boards
 from eval.tuning_table import as_text
 from tests.tune.doubles import SEEN, arrays, folder, methods, write
+from vlp.config import ConfigError
 from vlp.tune.record import read
 from vlp.tune_cli import app
 
@@ -44,6 +46,9 @@ def test_a_grid_measures_every_cell_once_and_goes_on(folder, methods, tmp_path):
     records = list(read(tmp_path / "out" / "results.jsonl"))
     assert len(records) == 1 + 3 * 6 + 2  # zero-shot once, and what takes no labels once a seed
     assert {(row.labelled, row.shots) for row in records if row.method == "pool"} == {("none", None)}
+    assert "one zeroshot no labels seed 1: acc1" in said.stderr
+    assert "one means 1 shot seed 2: acc1" in said.stderr
+    assert "one means all labels seed 2: acc1" in said.stderr
     broken = [row for row in records if row.error]
     assert {row.error for row in broken} == {"ValueError: it broke"}
     assert {row.method for row in broken} == {"breaks"}
@@ -52,7 +57,7 @@ def test_a_grid_measures_every_cell_once_and_goes_on(folder, methods, tmp_path):
     draws = json.loads((tmp_path / "out" / "draws" / "one.json").read_text())["draws"]
     assert {(one["shots"], one["seed"]) for one in draws} == {(1, 1), (1, 2), (4, 1), (4, 2)}
     SEEN.clear()
-    grid(tmp_path)
+    assert "6 trials measured, 15 were there already" in grid(tmp_path).stderr
     assert not SEEN  # only what broke is tried again
     assert len(list(read(tmp_path / "out" / "results.jsonl"))) == 21 + 6
     grid(tmp_path, FILE.replace("breaks, ", "").replace("weight: 0.0", "weight: 0.5"), code=0)
@@ -68,12 +73,45 @@ def test_other_folders_take_the_place_of_its_sets(folder, methods, tmp_path):
         grid(tmp_path, "name: g\nsets: [{dataset: one, features: features}]\n")
 
 
+def test_a_file_takes_the_sets_of_another_all_or_some(folder, methods, tmp_path):
+    write(tmp_path / "else" / "other", arrays(seed=9))
+    (tmp_path / "whole.yaml").write_text(
+        "name: w\ndata: else\nsets: [{dataset: two, features: other}, {dataset: one, features: ../features}]\n"
+    )
+    text = "name: g\nsets_of: whole.yaml\nmethods: [zeroshot]\n"
+    (tmp_path / "g.yaml").write_text(text)
+    whole, taken = load_tuning(tmp_path / "whole.yaml"), load_tuning(tmp_path / "g.yaml")
+    assert (taken.sets, taken.data, taken.sets_of) == (whole.sets, "else", None)
+    assert load_tuning(tmp_path / "g.yaml", ["data=mine"]).data == "mine"
+    assert load_tuning(tmp_path / "whole.yaml", ["only=[one]"]).sets == whole.sets[1:]
+    grid(tmp_path, text + "only: [one]\n", code=0)
+    assert {row.dataset for row in read(tmp_path / "out" / "results.jsonl")} == {"one"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sets_of: g.yaml", "sets_of: g.yaml has no sets itself"),
+        ("sets_of: whol.yaml", 'no configuration file .*whol.yaml.*did you mean "whole.yaml"'),
+        ("sets_of: ../whole.yaml", r"(?s)sets_of: .*\.\./whole.yaml"),
+        ("sets_of: whole.yaml\nonly: [one, tow]", r'only\.1: there is no set "tow"; did you mean "two"'),
+        ("methods: [zeroshot]", "give either `sets`, or `sets_of`"),
+        ("sets_of: whole.yaml\nsets: [{dataset: x, features: x}]", "give either `sets`, or `sets_of`"),
+    ],
+)
+def test_sets_that_are_not_there_are_named(text, message, tmp_path):
+    (tmp_path / "whole.yaml").write_text("name: w\nsets: [{dataset: one, features: x}, {dataset: two, features: y}]\n")
+    (tmp_path / "g.yaml").write_text(f"name: g\n{text}\n")
+    with pytest.raises(ConfigError, match=message):
+        load_tuning(tmp_path / "g.yaml")
+
+
 def test_the_table_is_of_means_beside_zero_shot(folder, methods, tmp_path):
     grid(tmp_path)
     rows = list(read(tmp_path / "out" / "results.jsonl"))
     text = call("table", tmp_path / "out").stdout
     lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert lines[0] == "| method | no labels | 1 shots | 4 shots | all |"
+    assert lines[0] == "| method | no labels | 1 shot | 4 shots | all labels |"
     assert lines[2].startswith("| zeroshot | ")
     values = [row.metrics["acc1"] for row in rows if row.method == "means" and not row.leaky and row.shots == 4]
     line = next(line for line in lines if line.startswith("| means |"))

@@ -50,9 +50,21 @@ def test_rows_of_one_method_show_what_they_do_not_share():
     assert list(labels([board(*rows[:2])]).values()) == ["soup", "soup (how=uniform)"]
 
 
+def test_a_part_inside_is_called_by_its_name():
+    em, tips = {"name": "gda_em", "alpha": 1.0}, [{"name": "tip", "alpha": alpha} for alpha in (1.0, 2.0)]
+    rows = [record("promptkd"), *(record("promptkd", teacher=teacher) for teacher in (em, *tips))]
+    assert list(labels([board(*rows)]).values()) == [
+        "promptkd",
+        "promptkd (teacher=gda_em)",
+        "promptkd (teacher=tip, teacher.alpha=1.0)",
+        "promptkd (teacher=tip, teacher.alpha=2.0)",
+    ]
+    assert list(labels([board(*rows[:2])]).values()) == ["promptkd", "promptkd (teacher=gda_em)"]
+
+
 def test_a_single_row_shows_single_values_and_files_by_their_name():
     rows = [record("wise_ft", of={"name": "finetune", "lr": 0.1}), record("loki", file="a/very/long/path/tree.json")]
-    assert list(labels([board(*rows)]).values()) == ["wise_ft", "loki (file=tree.json)"]
+    assert list(labels([board(*rows)]).values()) == ["wise_ft (of=finetune)", "loki (file=tree.json)"]
     assert rows[0].brief == "wise_ft (...)"
     assert record("loki", file="t.json", inner={"name": "tip"}).brief == "loki (file=t.json, ...)"
     assert record("tip").brief == "tip"

@@ -81,6 +81,13 @@ class TuneRecord(BaseModel):
         return f"{self.method} ({said})" if said else self.method
 
 
+def labels_in_words(labelled: str) -> str:
+    """What `labelled` of a record means: "no labels", "1 shot", "4 shots", "all labels"."""
+    return {"none": "no labels", "1": "1 shot", "all": "all labels", "unknown": "unknown labels"}.get(
+        labelled, f"{labelled} shots"
+    )
+
+
 def settings_hash(*asked: Any) -> str:
     """16 hex digits that change with anything that was asked."""
     text = json.dumps(asked, sort_keys=True, ensure_ascii=False, default=str)

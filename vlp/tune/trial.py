@@ -18,7 +18,7 @@ from vlp.tune import PROTOCOLS
 from vlp.tune.fitting import provenance, traits
 from vlp.tune.overlap import shared_rows
 from vlp.tune.protocols import Outcome, Protocol, Trial, Unsupervised
-from vlp.tune.record import RESULTS, TuneRecord, append, at_chance, read, settings_hash, write_hits
+from vlp.tune.record import RESULTS, TuneRecord, append, at_chance, labels_in_words, read, settings_hash, write_hits
 from vlp.tune.stock import Stock
 from vlp.tune.support import make_draws
 
@@ -92,7 +92,7 @@ def run_grid(stocks: Iterable[Stock], plan: Plan, *, out: Path, targets: Sequenc
     A trial that fails leaves a record with its error, and the rest goes on; failed ones are tried again next time.
     """
     done = {row.settings_hash: row for row in read(out / RESULTS) if row.error is None}
-    code, found = code_version(), []
+    code, found, fitted = code_version(), [], 0
     for stock in stocks:
         drawn = _draws(stock, plan, out)
         for method, shots, seed in plan.cells():
@@ -101,9 +101,10 @@ def run_grid(stocks: Iterable[Stock], plan: Plan, *, out: Path, targets: Sequenc
             before = done.get(asked.settings_hash)
             if before is None:
                 found.append(_attempt(trial, plan.protocol, asked, code, out))
-                done[asked.settings_hash] = found[-1]
+                done[asked.settings_hash], fitted = found[-1], fitted + 1
             else:
                 found.append(before)
+    console.print(f"{fitted} trials measured, {len(found) - fitted} were there already", highlight=False)
     return found
 
 
@@ -123,7 +124,7 @@ def say(record: TuneRecord) -> None:
         if name.startswith(("acc1", "h")) or name == "open_auroc"
     )
     seed = f" seed {record.seed}" if record.seed is not None else ""
-    line = f"{record.dataset} {record.brief} shots {record.labelled}{seed}: {how} ({record.seconds:.1f} s)"
+    line = f"{record.dataset} {record.brief} {labels_in_words(record.labelled)}{seed}: {how} ({record.seconds:.1f} s)"
     console.print(line, highlight=False, soft_wrap=True, markup=False)
     if record.pseudolabels is not None and record.pseudolabels["pairs"]:
         console.print(_believed(record.pseudolabels), highlight=False, soft_wrap=True, markup=False)
