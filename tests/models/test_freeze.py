@@ -102,6 +102,15 @@ def test_partly_locked_batchnorm_stands_still_only_where_locked() -> None:
     assert norms.layer4[0].bn1.training
 
 
+def test_batchnorm_without_parameters_moves_unless_its_tower_is_locked() -> None:
+    dual = make_dual(RESNET)
+    dual.visual.bn1 = nn.BatchNorm2d(dual.visual.bn1.num_features, affine=False)
+    for how, moves in (({}, True), ({"text": True}, True), ({"image": True}, False), ({"batchnorm": True}, False)):
+        lock(dual, **how)  # type: ignore[arg-type]
+        dual.train()
+        assert dual.visual.bn1.training is moves, how
+
+
 def test_patch_dropout_repeats_with_the_seed_and_only_in_training() -> None:
     config = copy.deepcopy(NANO)
     config["vision_cfg"]["patch_dropout"] = 0.5

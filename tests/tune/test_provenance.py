@@ -112,7 +112,7 @@ def test_older_folders_are_the_worst_they_may_have_been(methods, tmp_path, adapt
         "saved", "--features", place / "features", f"folder={place}", "any_backbone=true", "--out", place / "o"
     )
     assert tuple(found[key] for key in KEYS) == (transductive, leaky, "unknown", None)
-    assert "| unknown |" in as_text(read_boards([place / "o"]), "md")
+    assert "| unknown labels |" in as_text(read_boards([place / "o"]), "md")
 
 
 @pytest.mark.parametrize(

@@ -28,9 +28,15 @@ def lock(dual: Dual, *, image: bool | int = False, text: bool | int = False, bat
         if tower is True:
             held += [child for name, child in module.named_children() if name != "patch_dropout"]
         norms = [child for child in module.modules() if isinstance(child, _BatchNorm)]
-        held += [norm for norm in norms if batchnorm or not any(p.requires_grad for p in norm.parameters())]
+        held += [norm for norm in norms if batchnorm or _locked(norm)]
     dual.held = tuple(held)
     dual.train(dual.training)
+
+
+def _locked(norm: nn.Module) -> bool:
+    """Whether its parameters are; without any (`affine=False`) its statistics move unless the whole tower is locked."""
+    own = list(norm.parameters())
+    return bool(own) and not any(parameter.requires_grad for parameter in own)
 
 
 def lock_groups(module: nn.Module, groups: list[list[Member]], *, unlocked: int) -> None:

@@ -82,10 +82,9 @@ class TuneRecord(BaseModel):
 
 
 def labels_in_words(labelled: str) -> str:
-    """What `labelled` of a record means: "no labels", "1 shot", "4 shots", "all labels"."""
-    return {"none": "no labels", "1": "1 shot", "all": "all labels", "unknown": "unknown labels"}.get(
-        labelled, f"{labelled} shots"
-    )
+    """What `labelled` of a record means: "no labels", "1 shot", "4 shots", "all labels", "unknown labels"."""
+    words = {"none": "no labels", "1": "1 shot", "all": "all labels", "unknown": "unknown labels"}
+    return words.get(labelled, f"{labelled} shots")
 
 
 def settings_hash(*asked: Any) -> str:
