@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from vlp.models.dual import Dual
 from vlp.models.freeze import image_groups, lock, text_groups
