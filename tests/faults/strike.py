@@ -9,6 +9,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -172,10 +173,10 @@ def metrics_of(folder: Path) -> list[dict[str, object]]:
 
 
 def size_of(folder: Path) -> int:
+    """Bytes of the files in a folder, 0 once it is gone; it may be renamed while this looks."""
     total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size if path.is_file() else 0
-        except FileNotFoundError:  # renamed a moment ago
-            continue
+    for where, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += os.stat(os.path.join(where, name)).st_size
     return total
