@@ -10,7 +10,7 @@ DATA=${1:?say where the data sets lie: bash runs/adapters.sh DATA}
 MODEL=${2:-runs/out/backbone}
 GRIDS="adapters adapters_unlabelled adapters_text_prompts"
 case ${3:-all} in
-  all) GRIDS="$GRIDS adapters_pseudolabels adapters_base_to_new adapters_prompts" ;;
+  all) GRIDS="$GRIDS adapters_pseudolabels adapters_base_to_new adapters_prompts adapters_more" ;;
   features) ;;
   *) echo "runs/adapters.sh: \"$3\" is neither \"features\" nor left out" >&2; exit 2 ;;
 esac
