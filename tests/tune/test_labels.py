@@ -65,8 +65,8 @@ def test_a_part_inside_is_called_by_its_name():
 def test_a_single_row_shows_single_values_and_files_by_their_name():
     rows = [record("wise_ft", of={"name": "finetune", "lr": 0.1}), record("loki", file="a/very/long/path/tree.json")]
     assert list(labels([board(*rows)]).values()) == ["wise_ft (of=finetune)", "loki (file=tree.json)"]
-    assert rows[0].brief == "wise_ft (...)"
-    assert record("loki", file="t.json", inner={"name": "tip"}).brief == "loki (file=t.json, ...)"
+    assert rows[0].brief == "wise_ft (of=finetune)"
+    assert record("loki", file="t.json", inner={"name": "tip"}).brief == "loki (file=t.json, inner=tip)"
     assert record("tip").brief == "tip"
 
 

@@ -68,8 +68,9 @@ class TuneRecord(BaseModel):
 
     @property
     def brief(self) -> str:
-        """The method and those of its settings that are one value, for a line of progress."""
-        own = {key: value for key, value in self.changed.items() if not isinstance(value, dict | list)}
+        """The method and those of its settings that are one value, or a part by its name, for a line of progress."""
+        named = {k: v.get("name", v) if isinstance(v, dict) else v for k, v in self.changed.items()}
+        own = {key: value for key, value in named.items() if not isinstance(value, dict | list)}
         said = ", ".join(f"{key}={value}" for key, value in own.items())
         rest = ", ..." if len(own) < len(self.changed) and said else "..." if len(own) < len(self.changed) else ""
         return f"{self.method} ({said}{rest})" if self.changed else self.method
