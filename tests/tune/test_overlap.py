@@ -57,6 +57,18 @@ def test_test_pictures_to_learn_from_are_refused_with_their_number(tmp_path, spl
         read_folder(write(tmp_path, found))
 
 
+@pytest.mark.parametrize(("split", "name"), [("train", "train"), ("val", "validation")])
+def test_one_in_a_hundred_is_left_out_and_counted(tmp_path, capsys, split, name):
+    found = arrays()
+    width, rng = found["test"]["image"].shape[1], np.random.default_rng(0)
+    own = {"image": rng.normal(size=(99, width)).astype("f4"), "label": np.arange(99) % 2}
+    found[split] = {key: np.concatenate([own[key], found["test"][key][:1]]) for key in own}
+    stock = read_folder(write(tmp_path, found))
+    assert len(getattr(stock, name)) == 99
+    assert stock.skips == {f"{name}_is_test": 1}
+    assert f"1 of 100 pictures of {name} are test pictures: left out" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("mix", "count"), MIXED)
 def test_test_pictures_without_labels_make_a_fit_transductive(tmp_path, methods, capsys, mix, count):
     found = arrays()

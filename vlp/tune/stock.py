@@ -20,6 +20,7 @@ from vlp.tune.overlap import shared_rows
 if TYPE_CHECKING:
     from vlp.tune.guard import Guard
 
+FEW = 0.01  # of a split: real sets have some pictures twice; more of them are another fault
 Augmenter = Callable[[Examples, int], Float[Tensor, "n V D"]]
 
 
@@ -48,20 +49,29 @@ class Stock:
     skips: Mapping[str, int] = field(default_factory=dict)
 
     def checked(self) -> Stock:
-        """Itself; ValueError where any picture to learn from or to choose on is one to be measured.
+        """Itself without the few pictures to learn from or to choose on that are to be measured, counted in `skips`.
 
-        Others that stand in two splits are said on stderr.
+        ValueError where they are more than one in a hundred of their split. Others that stand in two splits are said
+        on stderr.
         """
-        self.refuse_measured(self)
-        if self.unlabelled is not None and self.measured_unlabelled:
-            seen = f"{len(self.measured_unlabelled)} of {len(self.unlabelled)} unlabelled pictures are test pictures"
-            _tell(f"{self.dataset}: {seen}: what learns from them is transductive")
-        if self.train is not None and self.validation is not None:
-            both = shared_rows(self.validation, self.train)
+        stock = self
+        for name in ("train", "validation"):
+            own: Examples | None = getattr(self, name)
+            rows = set() if own is None else set(shared_rows(own, self.test.pictures))
+            if own is not None and 0 < len(rows) <= FEW * len(own):
+                _tell(f"{self.dataset}: {len(rows)} of {len(own)} pictures of {name} are test pictures: left out")
+                kept = subset(own, [row for row in range(len(own)) if row not in rows])
+                stock = replace(stock, **{name: kept}, skips={**stock.skips, f"{name}_is_test": len(rows)})  # type: ignore[arg-type]
+        stock.refuse_measured(stock)
+        if stock.unlabelled is not None and stock.measured_unlabelled:
+            seen = f"{len(stock.measured_unlabelled)} of {len(stock.unlabelled)} unlabelled pictures are test pictures"
+            _tell(f"{stock.dataset}: {seen}: what learns from them is transductive")
+        if stock.train is not None and stock.validation is not None:
+            both = shared_rows(stock.validation, stock.train)
             if both:
-                seen = f"{len(both)} of {len(self.validation)} validation pictures are in train"
-                _tell(f"{self.dataset}: {seen}: what is chosen on them is chosen on what was learned")
-        return self
+                seen = f"{len(both)} of {len(stock.validation)} validation pictures are in train"
+                _tell(f"{stock.dataset}: {seen}: what is chosen on them is chosen on what was learned")
+        return stock
 
     def refuse_measured(self, target: Stock) -> None:
         """ValueError where pictures of train or validation are among the test pictures of `target`."""
