@@ -58,11 +58,13 @@ class Stock:
         for name in ("train", "validation"):
             own: Examples | None = getattr(self, name)
             rows = set() if own is None else set(shared_rows(own, self.test.pictures))
-            if own is not None and 0 < len(rows) <= FEW * len(own):
-                _tell(f"{self.dataset}: {len(rows)} of {len(own)} pictures of {name} are test pictures: left out")
-                kept = subset(own, [row for row in range(len(own)) if row not in rows])
-                stock = replace(stock, **{name: kept}, skips={**stock.skips, f"{name}_is_test": len(rows)})  # type: ignore[arg-type]
-        stock.refuse_measured(stock)
+            if own is None or not rows:
+                continue
+            if len(rows) > FEW * len(own):
+                self.refuse_measured(self)
+            _tell(f"{self.dataset}: {len(rows)} of {len(own)} pictures of {name} are test pictures: left out")
+            kept = subset(own, [row for row in range(len(own)) if row not in rows])
+            stock = replace(stock, **{name: kept}, skips={**stock.skips, f"{name}_is_test": len(rows)})  # type: ignore[arg-type]
         if stock.unlabelled is not None and stock.measured_unlabelled:
             seen = f"{len(stock.measured_unlabelled)} of {len(stock.unlabelled)} unlabelled pictures are test pictures"
             _tell(f"{stock.dataset}: {seen}: what learns from them is transductive")
