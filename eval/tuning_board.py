@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vlp.metrics.interval import Interval, of_means
-from vlp.tune.record import RESULTS, TuneRecord, read, read_hits, settings_hash
+from vlp.tune.record import REFUSED, RESULTS, TuneRecord, read, read_hits, settings_hash
 from vlp.tune.transfers import harmonic_mean
 
 ZERO_SHOT = "zeroshot"
@@ -126,6 +127,16 @@ def read_boards(places: Sequence[Path]) -> list[Board]:
     several = Counter(dataset for dataset, _ in {key[:2] for key in newest})
     called = {key: key[0] if several[key[0]] == 1 else f"{key[0]} [{key[1][:8]}]" for key in newest}
     return [_board(list(rows.values()), dataset=called[key]) for key, rows in newest.items()]
+
+
+def read_refused(places: Sequence[Path]) -> list[str]:
+    """A sentence for each data set that a grid could not read."""
+    files = [file.parent / REFUSED for file in _files(places) if (file.parent / REFUSED).is_file()]
+    return [
+        f"{file}: {name} was not measured: {why}"
+        for file in files
+        for name, why in json.loads(file.read_text(encoding="utf-8")).items()
+    ]
 
 
 def _board(rows: list[tuple[Path, TuneRecord]], *, dataset: str) -> Board:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from eval.data import located
-from eval.tuning import Tuning, load_tuning, open_stock, resized
+from eval.tuning import TuneSet, Tuning, load_tuning, open_stock, resized
 from vlp.adapters import saved
 from vlp.adapters.adapter import Adapter
 from vlp.adapters.provenance import Provenance
@@ -23,7 +24,7 @@ from vlp.tune.folder import read_folder
 from vlp.tune.methods import PAPER, adapter_class
 from vlp.tune.protocols import FewShot, Protocol, Trial
 from vlp.tune.record import summary
-from vlp.tune.stock import Stock
+from vlp.tune.stock import Opening, Stock
 from vlp.tune.support import find_draw, make_draws
 from vlp.tune.trial import Plan, Run, code_version, keep, run_trial, say
 
@@ -135,18 +136,28 @@ def folder_names(folders: Sequence[Path]) -> list[str]:
     return [f"{folder.name}-{number}" for number, folder in enumerate(whole, start=1)]
 
 
-def stocks(given: Words, encoder: Encoder | None) -> Iterator[Stock]:
-    """The data sets one after the other, each while it is asked for."""
+def openings(given: Words, encoder: Encoder | None) -> list[Opening]:
+    """The data sets, none of them read yet."""
     names = given.datasets
     if given.features:
-        yield from (replace(read_folder(path), dataset=name) for path, name in zip(given.features, names, strict=True))
-        return
+        pairs = zip(given.features, names, strict=True)
+        return [Opening(name, partial(_stored, path, name)) for path, name in pairs]
     assert given.tuning is not None
-    model = Path(given.model).name if given.model else "features"
-    for part in given.tuning.sets:
-        stock = open_stock(part, given.tuning, encoder, model=model)
-        with resized(encoder, part) if encoder is not None else nullcontext():
-            yield stock
+    opened = [partial(_pictures, part, given, encoder) for part in given.tuning.sets]
+    return [Opening(name, one) for name, one in zip(names, opened, strict=True)]
+
+
+@contextmanager
+def _stored(folder: Path, name: str) -> Iterator[Stock]:
+    yield replace(read_folder(folder), dataset=name)
+
+
+@contextmanager
+def _pictures(part: TuneSet, given: Words, encoder: Encoder | None) -> Iterator[Stock]:
+    assert given.tuning is not None
+    stock = open_stock(part, given.tuning, encoder, model=Path(given.model).name if given.model else "features")
+    with resized(encoder, part) if encoder is not None else nullcontext():
+        yield stock
 
 
 def targets(given: Words, test: Sequence[str], encoder: Encoder | None) -> Iterator[Stock]:
@@ -174,9 +185,10 @@ def run_all(
     """Fits and measures on every data set; of several each has a folder of its own in OUT."""
     others = list(targets(given, test, encoder))
     several = len(given.datasets) > 1
-    for stock in stocks(given, encoder):
-        out = asked.out / stock.dataset if asked.out is not None and several else asked.out
-        run(adapter, stock, others, asked._replace(out=out), emit=emit)
+    for name, opened in openings(given, encoder):
+        out = asked.out / name if asked.out is not None and several else asked.out
+        with opened() as stock:
+            run(adapter, stock, others, asked._replace(out=out), emit=emit)
 
 
 def run(adapter: Adapter, stock: Stock, targets: Sequence[Stock], asked: Asked, *, emit: Callable[[str], None]) -> None:

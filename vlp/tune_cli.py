@@ -161,7 +161,8 @@ def grid(
 
     Every record goes into OUT/results.jsonl at once, with the draws and the pictures that were right beside it. Started
     again, what is there is not measured again; a record knows its settings, data and weights. A method that fails
-    leaves a record with its error, the others go on, and the command leaves with 1.
+    leaves a record with its error, a set that cannot be read is named in OUT/refused.json; the others go on, and the
+    command leaves with 1.
 
     Example: `vlp tune grid configs/tune/scenes.yaml runs/out/demo data=FOLDER`
     """
@@ -173,10 +174,11 @@ def grid(
     encoder = Reading(weights, batch_size, workers, device, precision, cache, no_cache).encoder(given.model)
     folder = out or Path("runs/out/tune") / given.name
     targets = list(tuning_run.targets(given, test or [], encoder))
-    records = run_grid(tuning_run.stocks(given, encoder), plan, out=folder, targets=targets)
+    found = run_grid(tuning_run.openings(given, encoder), plan, out=folder, targets=targets)
     typer.echo(str(folder / "results.jsonl"))
-    if failed := sum(record.error is not None for record in records):
-        typer.echo(f"{failed} of {len(records)} failed; the records say why, and another start tries again", err=True)
+    for sentence in found.failures():
+        typer.echo(f"{sentence}; another start tries again", err=True)
+    if found.failures():
         raise typer.Exit(1)
 
 
@@ -193,7 +195,9 @@ def table(
 
     Example: `vlp tune table runs/out/tune/scenes --format latex`
     """
-    from eval.tuning_board import read_boards
+    from eval.tuning_board import read_boards, read_refused
     from eval.tuning_table import as_text
 
     typer.echo(as_text(read_boards(places), format), nl=False)
+    for sentence in read_refused(places):
+        typer.echo(sentence, err=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 
 from tests.tune.doubles import Means, arrays, folder, methods, write
@@ -16,6 +18,7 @@ from vlp.adapters.zeroshot import ZeroShot
 from vlp.tune.folder import read_folder
 from vlp.tune.protocols import FewShot, Trial
 from vlp.tune.record import read
+from vlp.tune.stock import Opening
 from vlp.tune.trial import Plan, run_grid, run_trial
 
 __all__ = ["folder", "methods"]
@@ -62,6 +65,7 @@ def test_labels_are_counted_where_they_are_learned_from(folder, methods, adapter
 
 def test_a_saved_folder_that_is_not_there_fails_alone(folder, methods, tmp_path):
     plan = Plan([Saved(folder=str(tmp_path / "nowhere")), ZeroShot()], [2], [1], FewShot())
-    found = run_grid([read_folder(folder)], plan, out=tmp_path)
+    opening = Opening("one", lambda: nullcontext(read_folder(folder)))
+    found = run_grid([opening], plan, out=tmp_path).records
     assert ["holds no fitted adapter" in (row.error or "") for row in found] == [True, False]
     assert len(list(read(tmp_path / "results.jsonl"))) == 2

@@ -40,9 +40,34 @@ def grid(tmp_path, text=FILE, *words, code=1):
     return call("grid", tmp_path / "g.yaml", "--out", tmp_path / "out", *words, code=code)
 
 
+def test_a_set_that_cannot_be_read_leaves_the_others_and_is_told(folder, methods, tmp_path):
+    sets = "sets: [{dataset: gone, features: nowhere}, {dataset: one, features: features}]"
+    text = f"name: g\n{sets}\nmethods: [zeroshot, means]\nshots: [1]\nseeds: [1]\n"
+    said = grid(tmp_path, text).stderr
+    assert "2 trials measured, 0 were there already" in said
+    assert "gone was not measured: " in said
+    assert "nowhere" in said
+    out = tmp_path / "out"
+    assert [row.dataset for row in read(out / "results.jsonl")] == ["one", "one"]
+    assert "nowhere" in json.loads((out / "refused.json").read_text())["gone"]
+    table = call("table", out)
+    assert f"{out / 'refused.json'}: gone was not measured: " in table.stderr
+    assert "gone" not in table.stdout
+    grid(tmp_path, text.replace("{dataset: gone, features: nowhere}, ", ""), code=0)
+    assert not (out / "refused.json").exists()
+
+
+def test_a_set_that_nothing_can_be_drawn_from_leaves_the_others(folder, methods, tmp_path):
+    write(tmp_path / "few", {name: part for name, part in arrays().items() if name in ("test", "classes")})
+    sets = "sets: [{dataset: few, features: few}, {dataset: one, features: features}]"
+    said = grid(tmp_path, f"name: g\n{sets}\nmethods: [means]\nshots: [4]\nseeds: [1]\n").stderr
+    assert "few was not measured: ValueError: few: shots are drawn from `train`, and there is none" in said
+    assert [row.dataset for row in read(tmp_path / "out" / "results.jsonl")] == ["one"]
+
+
 def test_a_grid_measures_every_cell_once_and_goes_on(folder, methods, tmp_path):
     said = grid(tmp_path)
-    assert "6 of 21 failed" in said.stderr
+    assert "6 of 21 trials failed" in said.stderr
     records = list(read(tmp_path / "out" / "results.jsonl"))
     assert len(records) == 1 + 3 * 6 + 2  # zero-shot once, and what takes no labels once a seed
     assert {(row.labelled, row.shots) for row in records if row.method == "pool"} == {("none", None)}

@@ -21,7 +21,7 @@ from vlp.tune.arrays import Arrays
 from vlp.tune.protocols import Hits
 
 SCHEMA_VERSION = 1
-RESULTS, HITS = "results.jsonl", "hits"
+RESULTS, HITS, REFUSED = "results.jsonl", "hits", "refused.json"
 
 
 class TuneRecord(BaseModel):

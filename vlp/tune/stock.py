@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +23,13 @@ if TYPE_CHECKING:
 
 FEW = 0.01  # of a split: real sets have some pictures twice; more of them are another fault
 Augmenter = Callable[[Examples, int], Float[Tensor, "n V D"]]
+
+
+class Opening(NamedTuple):
+    """A data set by its name, read when its turn comes."""
+
+    dataset: str
+    open: Callable[[], AbstractContextManager[Stock]]
 
 
 @dataclass(frozen=True)

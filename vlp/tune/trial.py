@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,11 +15,22 @@ from vlp.adapters.provenance import UNKNOWN, Provenance
 from vlp.adapters.task import short_hash
 from vlp.log import console, host_facts
 from vlp.tune import PROTOCOLS
+from vlp.tune.content import content_hashes
 from vlp.tune.fitting import provenance, traits
 from vlp.tune.overlap import shared_rows
 from vlp.tune.protocols import Outcome, Protocol, Trial, Unsupervised
-from vlp.tune.record import RESULTS, TuneRecord, append, at_chance, labels_in_words, read, settings_hash, write_hits
-from vlp.tune.stock import Stock
+from vlp.tune.record import (
+    REFUSED,
+    RESULTS,
+    TuneRecord,
+    append,
+    at_chance,
+    labels_in_words,
+    read,
+    settings_hash,
+    write_hits,
+)
+from vlp.tune.stock import Opening, Stock
 from vlp.tune.support import make_draws
 
 WORST = 3  # classes named in a line
@@ -86,26 +97,54 @@ def run_trial(trial: Trial, protocol: Protocol, *, code: str) -> Run:
     return Run(record, outcome)
 
 
-def run_grid(stocks: Iterable[Stock], plan: Plan, *, out: Path, targets: Sequence[Stock] = ()) -> list[TuneRecord]:
+class Found(NamedTuple):
+    """What a grid found: records, and why each data set without any was refused."""
+
+    records: list[TuneRecord]
+    refused: dict[str, str]
+
+    def failures(self) -> list[str]:
+        """Sentences, none where all went well."""
+        failed = sum(record.error is not None for record in self.records)
+        said = [f"{failed} of {len(self.records)} trials failed: the records say why"] if failed else []
+        return [*said, *(f"{name} was not measured: {why}" for name, why in self.refused.items())]
+
+
+def run_grid(openings: Iterable[Opening], plan: Plan, *, out: Path, targets: Sequence[Stock] = ()) -> Found:
     """One record for each cell of the plan, appended to OUT/results.jsonl; what stands there is not measured again.
 
-    A trial that fails leaves a record with its error, and the rest goes on; failed ones are tried again next time.
+    A trial that fails leaves a record with its error, a data set that cannot be read or drawn from a line in
+    OUT/refused.json, and the rest goes on; what failed is tried again next time.
     """
     done = {row.settings_hash: row for row in read(out / RESULTS) if row.error is None}
-    code, found, fitted = code_version(), [], 0
-    for stock in stocks:
-        drawn = _draws(stock, plan, out)
-        for method, shots, seed in plan.cells():
-            trial = Trial(method, stock, shots, seed, drawn.get((shots, seed)), targets)
-            asked = _asked(trial, plan.protocol, code)
-            before = done.get(asked.settings_hash)
-            if before is None:
-                found.append(_attempt(trial, plan.protocol, asked, code, out))
-                done[asked.settings_hash], fitted = found[-1], fitted + 1
-            else:
-                found.append(before)
-    console.print(f"{fitted} trials measured, {len(found) - fitted} were there already", highlight=False)
+    there, code, found = {*done}, code_version(), Found([], {})
+    for dataset, opened in openings:
+        try:
+            with opened() as stock:
+                drawn = _draws(stock, plan, out)
+                for method, shots, seed in plan.cells():
+                    trial = Trial(method, stock, shots, seed, drawn.get((shots, seed)), targets)
+                    asked = _asked(trial, plan.protocol, code)
+                    if asked.settings_hash not in done:
+                        done[asked.settings_hash] = _attempt(trial, plan.protocol, asked, code, out)
+                    found.records.append(done[asked.settings_hash])
+        except Exception as error:  # a grid of many hours is not lost for one data set
+            found.refused[dataset] = f"{type(error).__name__}: {error}"
+            console.print(f"{dataset}: {found.refused[dataset]}", highlight=False, soft_wrap=True, markup=False)
+    _write_refused(found.refused, out)
+    before = sum(row.settings_hash in there for row in found.records)
+    console.print(f"{len(found.records) - before} trials measured, {before} were there already", highlight=False)
     return found
+
+
+def _write_refused(refused: Mapping[str, str], out: Path) -> None:
+    """OUT/refused.json, or none where no data set was refused."""
+    file = out / REFUSED
+    if refused:
+        out.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(refused, indent=1) + "\n", encoding="utf-8")
+    else:
+        file.unlink(missing_ok=True)
 
 
 def keep(run: Run, out: Path) -> TuneRecord:
@@ -181,7 +220,7 @@ def _asked(trial: Trial, protocol: Protocol, code: str, fitted: Sequence[Provena
     drawn = trial.drawn.model_dump(mode="json") if trial.drawn else None
     weights = stock.encoder.weights_hash
     data = [hashes, weights, stock.dataset, stock.names, stock.templates]
-    asked = settings_hash(settings, _files(settings), chosen, trial.shots, trial.seed, drawn, data)
+    asked = settings_hash(settings, content_hashes(settings), chosen, trial.shots, trial.seed, drawn, data)
     return TuneRecord(
         method=settings.pop("name"),
         dataset=stock.dataset,
@@ -224,14 +263,3 @@ def _labelled(trial: Trial, protocol: Protocol, fitted: Sequence[Provenance]) ->
         return ("all", None) if trial.shots is None else (str(trial.shots), trial.shots)
     learned = {(one.labelled, one.shots) for one in fitted}
     return learned.pop() if len(learned) == 1 else (UNKNOWN, None) if learned else ("none", None)
-
-
-def _files(value: Any) -> dict[str, str]:
-    """Hash of the content of every file that settings name: another content is another setting."""
-    if isinstance(value, Mapping):
-        return {name: digest for item in value.values() for name, digest in _files(item).items()}
-    if isinstance(value, list | tuple):
-        return {name: digest for item in value for name, digest in _files(item).items()}
-    if isinstance(value, str) and value.endswith((".json", ".txt")) and Path(value).is_file():
-        return {value: hashlib.sha256(Path(value).read_bytes()).hexdigest()}
-    return {}
