@@ -8,15 +8,15 @@ cd "$(dirname "$0")/.."
 VLP=${VLP:-.venv/bin/vlp} OUT=runs/out/adapters
 DATA=${1:?say where the data sets lie: bash runs/adapters.sh DATA}
 MODEL=${2:-runs/out/backbone}
-GRIDS="adapters adapters_unlabelled adapters_text_prompts"
+GRIDS="adapters adapters_unlabelled adapters_text_prompts adapters_trees adapters_concept adapters_imbalanced adapters_open_set adapters_shift"
 case ${3:-all} in
-  all) GRIDS="$GRIDS adapters_pseudolabels adapters_base_to_new adapters_prompts adapters_more" ;;
+  all) GRIDS="$GRIDS adapters_pseudolabels adapters_base_to_new adapters_prompts adapters_more adapters_words adapters_cross adapters_semi" ;;
   features) ;;
   *) echo "runs/adapters.sh: \"$3\" is neither \"features\" nor left out" >&2; exit 2 ;;
 esac
 if [ "$MODEL" = runs/out/backbone ]; then
   bash runs/backbone.sh "$DATA"
-elif [ ! -d runs/out/backbone/lists ]; then
+elif [ ! -f runs/out/backbone/lists/names_tree.json ]; then
   echo "runs/adapters.sh: the sets are not in runs/out/backbone; \`bash runs/backbone.sh $DATA\` makes them, and the model" >&2; exit 2
 fi
 FAILED=0
