@@ -19,8 +19,8 @@ from eval.benchmark import Outcome
 from eval.data import Data
 from eval.view import View
 from vlp.data.decode import decode
+from vlp.data.fields import image_bytes
 from vlp.data.schema import write_atomic
-from vlp.data.stages import image_bytes
 
 ITEMS, FEATURES = "items.json", "features.safetensors"
 THUMBNAIL = 160  # longest side

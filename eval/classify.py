@@ -14,7 +14,7 @@ from eval.heads import file_name
 from eval.hits import hits_file, picture_keys
 from eval.view import Classes, View
 from vlp.adapters.task import Task
-from vlp.data.stages import Labels
+from vlp.data.labels import Labels
 from vlp.metrics.accuracy import Accuracy
 from vlp.metrics.calibration import Calibration
 from vlp.metrics.interval import of_means

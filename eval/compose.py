@@ -18,8 +18,8 @@ from eval.hits import hits_file, picture_keys
 from eval.mistakes import Mistake, add_mistakes
 from eval.score import scores
 from eval.view import View
+from vlp.data.captions import Captions
 from vlp.data.schema import DataError
-from vlp.data.stages import Captions
 from vlp.kernels.late import PadMax
 from vlp.metrics.interval import Interval, of_means
 from vlp.types import BadSampleError

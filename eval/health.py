@@ -8,7 +8,7 @@ import torch
 
 from eval.benchmark import BenchmarkPart, Outcome
 from eval.view import View
-from vlp.data.stages import Captions
+from vlp.data.captions import Captions
 from vlp.metrics.health import Alignment, ModalityGap, RankMe, Uniformity
 
 

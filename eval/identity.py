@@ -19,8 +19,10 @@ from eval.hits import Column, hits_file, picture_keys
 from eval.prompts import Names, Templates, class_names, class_templates
 from eval.retrieve import SHOWN_ANSWERS, SHOWN_QUERIES
 from eval.view import View
+from vlp.data.captions import Captions
+from vlp.data.fields import Fields
+from vlp.data.labels import Labels
 from vlp.data.schema import DataError
-from vlp.data.stages import Captions, Fields, Labels
 from vlp.metrics import ranking
 from vlp.metrics.recall import best_answers
 from vlp.registry import nearest

@@ -19,8 +19,8 @@ from eval.data import Data, DataField
 from eval.hits import picture_keys
 from eval.prompts import Names, class_names
 from eval.view import View
+from vlp.data.labels import Labels
 from vlp.data.schema import DataError
-from vlp.data.stages import Labels
 from vlp.metrics.accuracy import Accuracy
 
 Selection = dict[str, str | int]  # what a record says of the choices

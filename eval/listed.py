@@ -17,9 +17,9 @@ from torch.nn.functional import pad
 from eval.data import Data, locate
 from eval.view import View
 from vlp.data.decode import decode
+from vlp.data.fields import IMAGE_MEMBERS, Fields, image_bytes
 from vlp.data.schema import DataError
 from vlp.data.sources import Finite, Records, digest
-from vlp.data.stages import IMAGE_MEMBERS, Fields, image_bytes
 from vlp.types import BadSampleError, Sample
 
 Files = str | dict[str, str]  # a file, or files by the names of the parts that a benchmark consists of

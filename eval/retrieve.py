@@ -14,7 +14,7 @@ from eval.heads import ByTokens, Conditioned, Head, Pairs, file_name
 from eval.hits import RANKS
 from eval.two_stage import TwoStage
 from eval.view import View
-from vlp.data.stages import Captions
+from vlp.data.captions import Captions
 from vlp.kernels.late import PadMax
 from vlp.metrics.interval import of_means
 from vlp.metrics.ranking import expected_average_precision, label_ranks

@@ -22,8 +22,8 @@ from eval.mistakes import Mistake, add_mistakes
 from eval.score import scores
 from eval.two_stage import TOKEN_TIE
 from eval.view import View
+from vlp.data.fields import Fields
 from vlp.data.schema import DataError
-from vlp.data.stages import Fields
 from vlp.kernels.late import PadMax
 from vlp.metrics.interval import Interval, of_means
 from vlp.metrics.recall import TIE

@@ -28,9 +28,9 @@ from eval.view import Classes, View
 from vlp import config
 from vlp.adapters.descriptions import read_sentences, said_missing
 from vlp.adapters.task import Examples
+from vlp.data.labels import Labels
 from vlp.data.schema import DataError
 from vlp.data.sources import Selected
-from vlp.data.stages import Labels
 from vlp.embed import Encoder
 from vlp.registry import Named, Part, nearest
 from vlp.tune.folder import read_folder

@@ -17,10 +17,11 @@ from torch import Tensor
 from eval.class_folders import by_order, label_reader
 from eval.data import Data, Opened, open_data
 from vlp import dist
-from vlp.data.fields import IMAGE_MEMBERS
+from vlp.data.captions import Captions
+from vlp.data.fields import IMAGE_MEMBERS, Fields
+from vlp.data.labels import Labels
 from vlp.data.schema import DataError
 from vlp.data.sources import Selected
-from vlp.data.stages import Captions, Fields, Labels
 from vlp.embed import Encoded, Encoder, reducer
 from vlp.log import console
 from vlp.token_store import ImageTokens, TextTokens

@@ -28,7 +28,9 @@ def main() -> None:
     write(out / "grocery_descriptions.txt", [" ".join(entry["descr"].split()) for entry in classes])
     coarse = {entry["coarse_id"]: entry["coarse"].replace("-", " ") for entry in classes}
     write(out / "grocery_coarse.txt", [coarse[index] for index in sorted(coarse)])
-    write_json(out / "grocery_descriptions.json", {named(entry): [" ".join(entry["descr"].split())] for entry in classes})
+    write_json(
+        out / "grocery_descriptions.json", {named(entry): [" ".join(entry["descr"].split())] for entry in classes}
+    )
     write_json(out / "names_tree.json", grocery_tree(classes) | emoji_tree(concepts))
     base = (len(classes) + 1) // 2
     records = open_records(str(data / "grocery_store/train-*.tar"))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vlp.data.stages import image_bytes
+from vlp.data.fields import image_bytes
 from vlp.types import BadSampleError, Sample, Skip
 
 if TYPE_CHECKING:

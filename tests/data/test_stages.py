@@ -12,8 +12,11 @@ from pydantic import ValidationError
 
 from tests.data.test_decode import encoded, photo
 from vlp.data.augment import Augment
+from vlp.data.captions import Captions
 from vlp.data.decode import Limits
-from vlp.data.stages import Captions, Fields, Item, Labels, drafted
+from vlp.data.fields import Fields
+from vlp.data.labels import Labels
+from vlp.data.stages import Item, drafted
 from vlp.data.transforms import Preprocess
 from vlp.types import BadSampleError, Sample
 

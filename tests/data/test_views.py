@@ -14,10 +14,11 @@ from tests.data.test_decode import encoded, photo
 from vlp.data import augment as module
 from vlp.data.augment import Augment, augmented
 from vlp.data.boxes import stored_box
+from vlp.data.captions import Captions
 from vlp.data.decode import from_pil
 from vlp.data.distort import blur, move
 from vlp.data.order import branch, keyed_rng
-from vlp.data.stages import Captions, Item, drafted
+from vlp.data.stages import Item, drafted
 from vlp.data.transforms import Preprocess
 from vlp.types import BadSampleError, Sample
 

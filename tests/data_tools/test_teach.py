@@ -21,9 +21,10 @@ from tests.shards import make_shards
 from vlp import config
 from vlp.data.augment import Augment
 from vlp.data.boxes import Box, stored_box
+from vlp.data.captions import Captions
 from vlp.data.columns import Column
 from vlp.data.schema import DataError, read_manifest
-from vlp.data.stages import Captions, drafted
+from vlp.data.stages import drafted
 from vlp.embed import Encoder
 from vlp.log import read_steps
 from vlp.models import pretrained

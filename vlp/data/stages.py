@@ -13,24 +13,12 @@ from vlp.data.augment import Augment, Views
 from vlp.data.captions import Captions, Drawn
 from vlp.data.columns import Column, read_columns
 from vlp.data.decode import Limits
-from vlp.data.fields import IMAGE_MEMBERS, Fields, decode_text, image_bytes
+from vlp.data.fields import Fields, image_bytes
 from vlp.data.labels import Labels
 from vlp.data.order import branch
 from vlp.data.transforms import Preprocess
 from vlp.text.captions import cut_bytes
 from vlp.types import Sample
-
-__all__ = [
-    "IMAGE_MEMBERS",
-    "Captions",
-    "Draft",
-    "Fields",
-    "Item",
-    "Labels",
-    "decode_text",
-    "drafted",
-    "image_bytes",
-]
 
 # What a part of a sample draws from: a branch of the sample's generator, so that no part changes what another draws.
 _COLUMNS, _NEGATIVES, _VIEWS = 1, 2, 3  # and the views after it

@@ -14,7 +14,8 @@ from safetensors.torch import save
 
 from vlp.api import VLP
 from vlp.data import open_records
-from vlp.data.stages import Captions, Fields
+from vlp.data.captions import Captions
+from vlp.data.fields import Fields
 from vlp.pictures import read_picture
 from vlp.progress import progress
 from vlp.report.thumbnail import thumbnail
