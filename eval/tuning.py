@@ -27,7 +27,7 @@ from eval.tuning_views import ViewFeatures
 from eval.view import Classes, View
 from vlp import config
 from vlp.adapters.descriptions import read_sentences, said_missing
-from vlp.adapters.task import Examples
+from vlp.adapters.task import Examples, short_hash
 from vlp.data.labels import Labels
 from vlp.data.schema import DataError
 from vlp.data.sources import Selected
@@ -95,15 +95,20 @@ class Tuning(Part):
 
     @model_validator(mode="after")
     def _one_size(self) -> Tuning:
-        modes = {part.test.resize_mode for part in (*self.sets, *self.targets) if part.test is not None}
-        if self.targets and len(modes) > 1:
-            raise ValueError("resize_mode of targets differs from that of sets, so that they would not look the same")
+        if self.targets:
+            check_size([*self.sets, *self.targets], where="targets")
         return self
 
     def folders(self) -> list[Path]:
         """Where relative paths are looked for, in order."""
         here = [Path(), Path(self.folder)]
         return list(dict.fromkeys(place / self.data for place in here)) if self.data else here
+
+
+def check_size(sets: Sequence[TuneSet], *, where: str) -> None:
+    """ValueError where what is learned and what is measured would not be brought to size alike."""
+    if len({part.test.resize_mode for part in sets if part.test is not None}) > 1:
+        raise ValueError(f"{where}: resize_mode differs from that of the sets, so that they would not look the same")
 
 
 def load_tuning(path: str | Path, overrides: Sequence[str] = ()) -> Tuning:
@@ -170,10 +175,15 @@ class _Pictures:
     def stock(self, model: str) -> Stock:
         """Everything encoded; labels of all but the test pictures read."""
         prints = {name: view.opened.records.fingerprint for name, view in self.views.items()}
+        if self.seed:
+            prints["augmentation_seed"] = str(self.seed)
         names = self._names()
         learned = {name: self._labelled(name, names) for name in ("train", "validation") if name in self.views}
         pool = self.views.get("unlabelled")
         test = self.views["test"]
+        text, sentences = self._text(names)
+        if sentences:
+            prints["prompts"] = short_hash(sentences)
         guard = Guard(_examples(test), lambda: self._test_labels(names), where=test.dataset)
         self.skips.update({f"test_{reason}": count for reason, count in test.encoded.reasons().items()})
         found = Stock(
@@ -183,7 +193,7 @@ class _Pictures:
             names=names,
             test=guard,
             templates=class_templates(self.part.templates, test),
-            text=self._text(names),
+            text=text,
             train=learned.get("train"),
             validation=learned.get("validation"),
             unlabelled=_examples(pool) if pool is not None else None,
@@ -228,19 +238,20 @@ class _Pictures:
         except DataError:
             return torch.full((len(view.image),), -1)
 
-    def _text(self, names: tuple[str, ...]) -> Tensor | None:
-        """Features of the sentences of every class; one mean a class where classes do not have equally many."""
+    def _text(self, names: tuple[str, ...]) -> tuple[Tensor | None, list[str]]:
+        """Features of the sentences of every class, one mean a class where they are not equally many; the sentences."""
         if self.part.prompts is None:
-            return None
+            return None, []
         file = locate(self.part.prompts, folders=self.words)
         sentences = read_sentences(file)
         if without := [name for name in names if not sentences.get(name)]:
             raise ValueError(said_missing(without, sentences, of=len(names), what="sentence", where=file))
         counts = [len(sentences[name]) for name in names]
-        features = self.encoder.texts([text for name in names for text in sentences[name]]).split(counts)
+        said = [text for name in names for text in sentences[name]]
+        features = self.encoder.texts(said).split(counts)
         if len(set(counts)) == 1:
-            return torch.stack(features)
-        return normalize(torch.stack([own.mean(dim=0) for own in features]), dim=-1)[:, None]
+            return torch.stack(features), said
+        return normalize(torch.stack([own.mean(dim=0) for own in features]), dim=-1)[:, None], said
 
 
 def _spread(view: View, found: Classes) -> Tensor:

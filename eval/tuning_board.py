@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vlp.log import console
 from vlp.metrics.interval import Interval, of_means
 from vlp.tune.record import REFUSED, RESULTS, TuneRecord, read, read_hits, settings_hash
 from vlp.tune.transfers import harmonic_mean
@@ -92,6 +93,11 @@ class Board(NamedTuple):
     columns: list[Column]
     cells: dict[tuple[str, Column], Cell]
 
+    @property
+    def alike(self) -> TuneRecord:
+        """Any of its records: all have one protocol with its settings, and weights."""
+        return next(iter(self.cells.values())).runs[0][1]
+
     def marks(self, method: str) -> str:
         """Signs of NOTES that hold for all of a method's results."""
         rows = [row for (name, _), cell in self.cells.items() if name == method for _, row in cell.runs]
@@ -116,14 +122,23 @@ def read_boards(places: Sequence[Path]) -> list[Board]:
     A data set is its test pictures and classes; where several have one name, a hash of these stands behind it.
     """
     newest: dict[tuple[str, ...], dict[str, tuple[Path, TuneRecord]]] = {}
+    replaced = 0
     for file in _files(places):
         for row in read(file):
             measured = settings_hash(row.data_hashes.get("test"), row.classes_hash)
             group = (row.dataset, measured, row.protocol, f"{row.protocol_settings}", row.model, f"{row.weights_hash}")
             asked = f"{row.label}\0{row.labelled}\0{row.seed}"
-            newest.setdefault(group, {})[asked] = (file.parent, row)
+            own = newest.setdefault(group, {})
+            if asked in own and own[asked][1].settings_hash != row.settings_hash:
+                replaced += 1
+            own[asked] = (file.parent, row)
     if not newest:
         raise ValueError(f"{', '.join(map(str, places))}: no records; `vlp tune grid` and `vlp tune --out` write some")
+    if replaced:
+        console.print(
+            f"{replaced} records are left out: later ones of the same method, shots and seed had other data or files",
+            soft_wrap=True,
+        )
     several = Counter(dataset for dataset, _ in {key[:2] for key in newest})
     called = {key: key[0] if several[key[0]] == 1 else f"{key[0]} [{key[1][:8]}]" for key in newest}
     return [_board(list(rows.values()), dataset=called[key]) for key, rows in newest.items()]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from eval.data import located
-from eval.tuning import TuneSet, Tuning, load_tuning, open_stock, resized
+from eval.tuning import TuneSet, Tuning, check_size, load_tuning, open_stock, resized
 from vlp.adapters import saved
 from vlp.adapters.adapter import Adapter
 from vlp.adapters.provenance import Provenance
@@ -169,6 +169,7 @@ def targets(given: Words, test: Sequence[str], encoder: Encoder | None) -> Itera
     for word in test:
         if _is_file(word):
             other = load_tuning(word)
+            check_size([*(given.tuning.sets if given.tuning else ()), *other.sets], where=word)
             yield from (open_stock(part, other, encoder) for part in other.sets)
         else:
             yield replace(read_folder(Path(word)), dataset=called[Path(word)])

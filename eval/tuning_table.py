@@ -48,7 +48,7 @@ def _board_text(board: Board, short: Mapping[str, str], how: Format) -> Iterator
     for method in board.methods:
         marked = short[method] + board.marks(method)
         rows.append([marked, *(_cell(board, method, column, how) for column in board.columns)])
-    yield _said(f"{board.dataset}, {board.protocol}, {board.model}, %", how)
+    yield _said(f"{board.dataset}, {_protocol(board)}, {board.model}, %", how)
     yield laid_out(head, rows, how)
     base = board.zero_shot("acc1")
     if base is not None and base.at_chance:
@@ -63,6 +63,12 @@ def _board_text(board: Board, short: Mapping[str, str], how: Format) -> Iterator
     if rows:
         yield _said("pseudolabels that were right, %", how)
         yield laid_out(head, rows, how)
+
+
+def _protocol(board: Board) -> str:
+    """Its name, with its settings."""
+    said = ", ".join(f"{key}={value}" for key, value in board.alike.protocol_settings.items())
+    return f"{board.protocol} ({said})" if said else board.protocol
 
 
 def _believed(board: Board, method: str, column: Column) -> str | None:
@@ -114,10 +120,11 @@ def _said(text: str, how: Format) -> str:
 
 
 def _alike(boards: Sequence[Board]) -> list[list[Board]]:
-    """Boards of several data sets that were measured by one protocol with one model."""
-    found: dict[tuple[str, str], list[Board]] = {}
+    """Boards of several data sets that were measured by one protocol, with the same settings, with one model."""
+    found: dict[tuple[str, str, str], list[Board]] = {}
     for board in boards:
-        found.setdefault((board.protocol, board.model), []).append(board)
+        key = (_protocol(board), board.model, f"{board.alike.weights_hash}")
+        found.setdefault(key, []).append(board)
     return [several for several in found.values() if len({board.dataset for board in several}) > 1]
 
 
@@ -141,7 +148,7 @@ def _average_text(boards: Sequence[Board], short: Mapping[str, str], how: Format
                 row.append("-" if value is None else f"{100 * harmonic_mean(*(half or 0.0 for half in halves)):.1f}")
             row.append("-" if value is None else f"{100 * value:.1f}")
         rows.append(row)
-    yield _said(f"mean of {len(boards)} data sets, {boards[0].protocol}, {boards[0].model}, %", how)
+    yield _said(f"mean of {len(boards)} data sets, {_protocol(boards[0])}, {boards[0].model}, %", how)
     yield laid_out(head, rows, how)
 
 

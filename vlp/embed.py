@@ -189,11 +189,11 @@ class Encoder:
             num_workers=min(self.workers, -(-len(mine) // self.batch_size)),
             collate_fn=stack,
             pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # or it would draw from the default one
         )
         kept, skips = list[int](), list[Skip]()
-        batches = progress(loader, total=len(mine), size=Pixels.looked_at, what="pictures", quiet=self.quiet)
         with self._running():
-            for batch in batches:
+            for batch in progress(loader, total=len(mine), size=Pixels.looked_at, what="pictures", quiet=self.quiet):
                 skips += batch.skips
                 if batch.image is not None:
                     kept += batch.kept

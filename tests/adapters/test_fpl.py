@@ -110,6 +110,21 @@ def test_iterations_are_labelled_by_the_model_before(encoder):
     assert torch.equal(made.weight, second.weight)
 
 
+def test_grip_grows_on_where_its_first_numbers_are_alike(encoder):
+    adapter = GRIP(epochs=0, words="a photo of a", iterations=9)
+    task = task_of(encoder, pool=9)
+    assert adapter.counts(9, 3) == [1, 1, 1, 1, 1, 2, 2, 2, 3]
+    about = adapter.fit(encoder, task).about
+    assert (about["iterations"], about["pseudolabels"]["count"]) == (3, [3, 3, 3])
+
+
+def test_settings_without_effect_are_refused():
+    for settings in ({"augment": {"flip": 0.5}}, {"depth": 2}, {"tokens": 0}):
+        with pytest.raises(ValueError, match="textual prompts are learned from stored features"):
+            GRIP(**settings)
+        GRIP(prompts="visual", **settings)
+
+
 def test_ifpl_goes_on_until_nothing_changes(encoder, monkeypatch):
     task, seen = task_of(encoder), []
     learn = IFPL._learn

@@ -101,6 +101,20 @@ def test_a_classifier_survives_its_file(encoder, tmp_path):
         PatchClassifier.load(tmp_path)
 
 
+def test_batches_of_one_train_too(encoder):
+    start = ZeroShotMask().fit(encoder, a_task()).weight
+    found = LinearPatches(batch=1, epochs=2).fit(encoder, a_task()).weight
+    assert float((found - start).abs().max()) > 1e-3
+
+
+def test_validation_without_a_pixel_of_a_class_chooses_nothing(encoder):
+    own = examples(seed=7)
+    blank = DenseExamples(own.maps, torch.full_like(own.mask, IGNORED))
+    found = LinearPatches(epochs=3).fit(encoder, a_task(validation=blank))
+    assert found.about["selection"]["split"] == "none"
+    assert torch.equal(found.weight, LinearPatches(epochs=3).fit(encoder, a_task()).weight)
+
+
 def test_what_cannot_be_is_refused(encoder):
     assert DENSE_ADAPTERS.build("zeroshot_mask") == ZeroShotMask()
     assert DENSE_ADAPTERS.build("linear_patches") == LinearPatches()

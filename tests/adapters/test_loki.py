@@ -100,6 +100,18 @@ def test_any_adapter_lies_inside():
     assert inner.about["adapter"] == "descriptions"
 
 
+def test_other_names_get_what_the_adapter_inside_makes_of_them():
+    encoder, other = Encoder(ColourDual()), replace(TASK, names=TASK.names[:2])
+    part = Loki(of=ZeroShot())
+    moved = part.transfer(encoder, part.fit(encoder, TASK), other)
+    assert moved.names == moved.inner.names == other.names
+    image = torch.eye(3)
+    torch.testing.assert_close(moved(image), part.fit(encoder, other)(image))
+    some = Loki(observed=TASK.names[:2])
+    with pytest.raises(NotImplementedError, match="`observed` names classes of the task that was learned"):
+        some.transfer(encoder, some.fit(encoder, TASK), other)
+
+
 def test_records_say_what_the_adapter_inside_chose_and_believed():
     task, held = blobs(validation=6, noise=1.5)
     made = Loki(of=Tip()).fit(ENCODER, task)

@@ -156,6 +156,8 @@ def test_the_papers_protocol_takes_the_epoch_that_is_best_on_test():
     assert found.about["selection"]["epoch"] == reached.index(max(reached)) + 1
     assert found.about["selection"]["acc1"] == score(found(held.image), held.known).accuracy >= max(reached)
     assert Tip(protocol="paper").fit(ENCODER, leaky).about["selection"]["split"] == "test"
+    given = part.model_copy(update={"alpha": 1.17, "beta": 1.0}).fit(ENCODER, leaky).about["selection"]
+    assert given["split"] == "test"  # of the epoch, also where alpha and beta are not chosen
     with pytest.raises(ValueError, match="this task holds none"):
         Tip(protocol="paper").fit(ENCODER, task)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -70,6 +72,9 @@ def test_blend_goes_from_the_tokens_to_the_pooled_head(encoder, pictures):
     assert tokens.about["adapter"] == "token_zeroshot"
     with pytest.raises(ValueError, match="blend"):
         TokenZeroShot(blend=1.5)
+    given = replace(TASK, text=torch.ones(len(TASK.names), 1, 8))
+    with pytest.raises(ValueError, match="token_zeroshot encodes prompts itself, and the task holds text features"):
+        TokenZeroShot().fit(encoder, given)
 
 
 def test_the_benchmark_serves_it_and_says_which_head_scored(encoder, tmp_path):

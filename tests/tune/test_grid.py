@@ -186,6 +186,29 @@ def test_base_to_new_shows_both_halves_and_h_of_the_means(folder, methods, tmp_p
     assert "4 shots h, mean of sets" in text
 
 
+def test_means_are_of_one_protocol_with_the_same_settings(folder, methods, tmp_path):
+    write(tmp_path / "second", arrays(seed=3))
+    sets = "sets: [{dataset: one, features: features}, {dataset: two, features: second}]"
+    for ratio in (2, 5):
+        more = f"protocol: {{name: imbalanced, ratio: {ratio}}}"
+        text = f"name: g\n{sets}\nmethods: [zeroshot, means]\nshots: [4]\nseeds: [1]\n{more}\n"
+        grid(tmp_path, text, code=0)
+    said = as_text(read_boards([tmp_path / "out"]), "md")
+    for ratio in (2, 5):
+        assert f"mean of 2 data sets, imbalanced (ratio={ratio}.0), " in said
+        assert f"one, imbalanced (ratio={ratio}.0), " in said
+    assert "mean of 4" not in said
+
+
+def test_records_that_later_ones_replace_are_counted(folder, methods, tmp_path):
+    text = "name: g\nsets: [{dataset: one, features: features}]\nmethods: [means]\nshots: [4]\nseeds: [1]\n"
+    grid(tmp_path, text, code=0)
+    assert "left out" not in call("table", tmp_path / "out").stderr
+    write(tmp_path / "features", {"train": arrays(seed=5)["train"]})
+    grid(tmp_path, text, code=0)
+    assert "1 records are left out: later ones of the same method" in call("table", tmp_path / "out").stderr
+
+
 def test_what_is_at_chance_is_marked_and_nothing_beats_it(methods, tmp_path):
     found = arrays(noise=50.0)
     found["classes"]["text"] = found["classes"]["text"][::-1].copy()

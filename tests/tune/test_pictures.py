@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from eval.tuning import TuneSet, load_tuning, open_stock, resized
+from eval.tuning_run import Words, targets
 from eval.tuning_views import Augmented, ViewFeatures
 from tests.eval.colours import COLOURS, ColourDual, colour_shard, jpeg, write_shard
 from tests.tune.doubles import SEEN, Means, Tower, methods
@@ -146,6 +147,26 @@ def test_resize_mode_holds_for_everything_that_is_read(file, encoder):
     assert encoder.dual.transform is own
     with pytest.raises(ValueError, match="resize_mode differs between splits"):
         load_tuning(file, squash[:1])
+    other = file.with_name("other.yaml")
+    other.write_text(file.read_text().replace("test: test.tar", "test: {path: test.tar, resize_mode: squash}"))
+    other.write_text(other.read_text().replace("train: train.tar, ", ""))
+    given = Words([], "model", load_tuning(file))
+    with pytest.raises(ValueError, match=r"other.yaml: resize_mode differs from that of the sets"):
+        list(targets(given, [str(other)], encoder))
+
+
+def test_other_words_and_other_copies_are_another_data_set(file, encoder, tmp_path):
+    def identity(*overrides):
+        return stock_of(file, encoder, *overrides).identity
+
+    (tmp_path / "s.json").write_text(json.dumps({name: [name] for name in NAMES}))
+    plain, said = identity(), identity("sets.0.prompts=s.json")
+    assert plain == identity() != said == identity("sets.0.prompts=s.json")
+    (tmp_path / "s.json").write_text(json.dumps({name: [f"a {name}"] for name in NAMES}))
+    assert identity("sets.0.prompts=s.json") not in (plain, said)
+    assert identity("augmentation_seed=1") != plain
+    encoder.precision = "bf16"
+    assert identity() != plain
 
 
 def test_faults_of_a_file_say_where(file, encoder, tmp_path):

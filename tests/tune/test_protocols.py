@@ -10,12 +10,14 @@ import torch
 
 from tests.tune.doubles import NAMES, SEEN, Breaks, Looks, Means, Pool, arrays, folder, methods, write
 from vlp.adapters.restricted import Restricted
+from vlp.adapters.unem import Unem
 from vlp.adapters.zeroshot import ZeroShot
 from vlp.tune import PROTOCOLS
 from vlp.tune.folder import read_folder
-from vlp.tune.protocols import FewShot, Imbalanced, Trial
+from vlp.tune.protocols import FewShot, Imbalanced, Transductive, Trial
 from vlp.tune.support import find_draw, make_draws
-from vlp.tune.transfers import base_classes, harmonic_mean
+from vlp.tune.transfers import CrossDataset, base_classes, harmonic_mean
+from vlp.tune.trial import run_trial
 
 __all__ = ["folder", "methods"]
 
@@ -105,8 +107,27 @@ def test_semi_supervised_needs_both(folder, methods):
     stock = read_folder(folder)
     measure("semi_supervised", Means(), stock, shots=2)
     assert (len(SEEN[0].support), len(SEEN[0].unlabelled)) == (12, 48)
-    with pytest.raises(ValueError, match="give --shots"):
-        measure("semi_supervised", Means(), stock)
+    for shots in (None, 10):  # all of train has its labels, so that nothing is left without
+        with pytest.raises(ValueError, match="give --shots"):
+            measure("semi_supervised", Means(), stock, shots=shots)
+
+
+def test_shots_need_a_draw(folder, methods):
+    with pytest.raises(ValueError, match="2 shots, and no draw that says which pictures"):
+        run_trial(Trial(Means(), read_folder(folder), 2), FewShot(), code="x")
+
+
+def test_labels_of_validation_alone_are_counted_as_such(folder):
+    learner = Unem(layers=1, epochs=1, tasks=2, batch=2, queries=6, effective=2)
+    record = run_trial(Trial(learner, read_folder(folder), 0), Transductive(), code="x").record
+    assert (record.labelled, record.shots, record.counts["validation"]) == ("validation", None, 24)
+
+
+def test_reads_of_labels_are_counted_in_every_data_set(folder, methods):
+    stock = read_folder(folder)
+    other = replace(read_folder(folder), dataset="other")
+    record = run_trial(Trial(Means(), stock, targets=[other]), CrossDataset(), code="x").record
+    assert record.test_label_reads == 2
 
 
 def test_transductive_is_for_those_that_look(folder, methods):

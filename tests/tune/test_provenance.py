@@ -18,9 +18,14 @@ from vlp.adapters.saved import Saved, read_provenance, save
 from vlp.adapters.soup import Soup
 from vlp.adapters.stored import Stored
 from vlp.adapters.task import Task
+from vlp.adapters.task_arithmetic import TaskArithmetic
+from vlp.adapters.wise_ft import WiseFT
 from vlp.adapters.zeroshot import ZeroShot
 from vlp.tune.fitting import provenance
 from vlp.tune.folder import read_folder
+from vlp.tune.protocols import FewShot, Trial
+from vlp.tune.support import make_draws
+from vlp.tune.trial import run_trial
 
 __all__ = ["folder", "methods"]
 
@@ -65,7 +70,26 @@ def test_what_was_saved_inside_of_another_counts(folder, methods, tmp_path):
     call("looks", "--features", folder, "--shots", 0, "--out", tmp_path / "looks")
     (found,) = provenance(Loki(of=Saved(folder=str(tmp_path / "looks"))))
     assert found.transductive
-    assert Soup(files=(str(tmp_path / "looks"), "a-model")).provenance() == (found,)
+    place = str(tmp_path / "looks")
+    assert Soup(files=(place, "a-model")).provenance() == (found,)
+    assert WiseFT(file=place).provenance() == TaskArithmetic(negate=(place,)).provenance() == (found,)
+    assert WiseFT().provenance() == ()
+
+
+class Both(Means):
+    """Learns from labelled pictures beside a classifier that did so before."""
+
+    other: Saved
+
+
+def test_labels_of_a_saved_one_and_of_the_support_are_more_than_either(folder, methods, tmp_path, monkeypatch):
+    monkeypatch.setitem(ADAPTERS.entries, "both", f"{Both.__module__}:Both")
+    call("means", "--features", folder, "--shots", 4, "--out", tmp_path / "four")
+    both = Both(other=Saved(folder=str(tmp_path / "four")))
+    stock = read_folder(folder)
+    drawn = make_draws(stock, shots=[1, 4], seeds=[1]).draws
+    labelled = [run_trial(Trial(both, stock, one.shots, 1, one), FewShot(), code="x").record.labelled for one in drawn]
+    assert labelled == ["unknown", "4"]
 
 
 @pytest.mark.parametrize("protocol", ["base_to_new", "open_set"])

@@ -23,7 +23,8 @@ from vlp.adapters.adaptclip_parts import (
     of_one_size,
 )
 from vlp.adapters.dense_task import DenseAdapter, DenseExamples, DenseTask, PatchMaps
-from vlp.adapters.pixel_training import Course, drawing, train
+from vlp.adapters.fitting import seeded
+from vlp.adapters.pixel_training import Course, train
 from vlp.adapters.prompts import ClassPrompts
 from vlp.adapters.tuning import frozen
 
@@ -73,7 +74,7 @@ class AdaptClip(DenseAdapter):
         candidates = normal_of_group(support, label) if "prompt_query" in self.parts else None
         draws = torch.Generator().manual_seed(task.seed)
         words = task.weights(encoder).to(device)
-        with frozen(encoder), drawing(task.seed, device):
+        with frozen(encoder), seeded(device, task.seed):
             part = Adapters(self, _widths(support.maps, hidden=self.hidden)).to(device)
             prompts = ClassPrompts(encoder, ("", ""), count=self.context)
             context = nn.Parameter(prompts.first(torch.Generator().manual_seed(task.seed), each=True))

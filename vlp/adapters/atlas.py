@@ -14,7 +14,8 @@ from vlp.adapters.fitting import PictureBatches, Recipe, minimise, picture_loss,
 from vlp.adapters.ingredients import Line, Merges, judged
 from vlp.adapters.selection import choose
 from vlp.adapters.task import Task
-from vlp.adapters.tuned import HEAD, SIDES, TunedClassifier, in_mode, own_state
+from vlp.adapters.tuned import HEAD, SIDES, TunedClassifier, own_state
+from vlp.adapters.tuning import frozen
 from vlp.adapters.weights import State, task_vector
 from vlp.data.augment import Augment
 
@@ -90,7 +91,7 @@ class Atlas(Merges):
             if done % per_epoch == 0:
                 seen.append(coefficients.detach().clone())
 
-        with seeded(encoder.device, task.seed) as rng, in_mode(encoder.dual, training=False):
+        with seeded(encoder.device, task.seed) as rng, frozen(encoder):
             batches = PictureBatches(encoder, support, self.augment, rng, who=self.method)
             loss = picture_loss(encoder, batches, support.known, lambda: vectors.at(coefficients))
             self.descend(

@@ -15,7 +15,8 @@ from vlp.adapters.adapter import Given
 from vlp.adapters.atlas import AT_LEAST, Atlas, Composition
 from vlp.adapters.fitting import PictureBatches, pixels, seeded, steps_of
 from vlp.adapters.task import Examples, Task
-from vlp.adapters.tuned import TunedClassifier, features_and_weights, in_mode
+from vlp.adapters.tuned import TunedClassifier, features_and_weights
+from vlp.adapters.tuning import frozen
 
 MOST = 100  # trusted pictures of a class
 UNTRUSTED = -1
@@ -44,7 +45,7 @@ class AtlasUFM(Atlas):
         vectors = self.composition(encoder, task)
         coefficients = vectors.start()
         per_epoch = steps_of(1, len(pictures), self.batch_size, at_least=AT_LEAST)
-        with seeded(encoder.device, task.seed) as rng, in_mode(encoder.dual, training=False):
+        with seeded(encoder.device, task.seed) as rng, frozen(encoder):
             loss = self._loss(encoder, pictures, task, vectors, coefficients, per_epoch=per_epoch, rng=rng)
             self.descend(encoder, coefficients, loss, steps=self.epochs * per_epoch, rows=len(pictures), rng=rng)
         return self.classifier(encoder, task, vectors.at(coefficients.detach()), inner=vectors.inner)

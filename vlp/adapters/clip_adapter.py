@@ -44,8 +44,8 @@ class ClipAdapter(Tuner):
     lr_for: float | None = Field(100.0, gt=0)
 
     def usual_epochs(self, shots: int) -> int:
-        """As CoOp: 50 of one shot, 100 of up to 4, 200 of more."""
-        return 50 if shots < 2 else 100 if shots <= 4 else 200
+        """As CoOp: 200 from 8 shots on, 100 from 2 on, else 50."""
+        return 200 if shots >= 8 else 100 if shots >= 2 else 50
 
     def fit(self, encoder: Any, task: Task) -> AdaptedClassifier:
         """A classifier that holds the adapter; with both ratios 0 nothing is trained."""

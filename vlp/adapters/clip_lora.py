@@ -13,7 +13,8 @@ from torch import Tensor
 
 from vlp.adapters.fitting import PictureBatches, Recipe, minimise, picture_loss, seeded
 from vlp.adapters.task import Examples, Task
-from vlp.adapters.tuned import SIDES, TunedClassifier, in_mode, own_state, prompts, with_own_head
+from vlp.adapters.tuned import SIDES, TunedClassifier, own_state, prompts, with_own_head
+from vlp.adapters.tuning import frozen
 from vlp.adapters.weight_space import WeightSpace
 from vlp.adapters.weights import State
 from vlp.data.augment import Augment
@@ -64,7 +65,7 @@ class ClipLora(WeightSpace):
         words = prompts(encoder, task, who="clip_lora with towers: both") if both else None
         own = own_state(encoder, task, attention_weights(encoder.dual, ("image", "text") if both else ("image",)))
         scaling = self.alpha / math.sqrt(self.r)
-        with seeded(encoder.device, task.seed) as rng, in_mode(encoder.dual, training=False):
+        with seeded(encoder.device, task.seed) as rng, frozen(encoder):
             parts = start(own, self.r, rng)
             leaves = [leaf for some in parts.values() for part in some for leaf in part]
             batches = PictureBatches(encoder, support, self.augment, rng, who=self.method)

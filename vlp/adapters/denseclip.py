@@ -15,7 +15,8 @@ from torch.nn.functional import interpolate, normalize, relu
 
 from vlp.adapters import archive
 from vlp.adapters.dense_task import DenseAdapter, DenseTask, PatchMaps
-from vlp.adapters.pixel_training import Course, drawing, judge_of, pixel_loss, train
+from vlp.adapters.fitting import seeded
+from vlp.adapters.pixel_training import Course, judge_of, pixel_loss, train
 from vlp.adapters.prompts import ClassPrompts
 from vlp.adapters.tuning import frozen
 
@@ -59,7 +60,7 @@ class DenseClip(DenseAdapter):
         support, device = self.support(task), encoder.device
         fixed = task.weights(encoder).to(device)
         hidden = None if support.maps.hidden is None else support.maps.hidden.shape[-1]
-        with frozen(encoder), drawing(task.seed, device):
+        with frozen(encoder), seeded(device, task.seed):
             part = PixelText(self, classes=len(fixed), dim=fixed.shape[1], hidden=hidden, scale=encoder.scale)
             whole = nn.ModuleDict({"part": part.to(device)})
             prompts = ClassPrompts(encoder, task.names, count=self.context) if self.context else None

@@ -11,13 +11,13 @@ from vlp.adapters.task import Task
 from vlp.adapters.tuned import (
     HEAD,
     TunedClassifier,
-    in_mode,
     own_state,
     prompts,
     running_statistics,
     tunable,
     with_own_head,
 )
+from vlp.adapters.tuning import in_mode
 from vlp.adapters.weight_space import WeightSpace
 from vlp.data.augment import Augment
 

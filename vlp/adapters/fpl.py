@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -62,6 +62,15 @@ class PseudoPrompts(Tuner):
             return {"lr": 0.01, **values}
         return values
 
+    @model_validator(mode="after")
+    def _no_setting_without_effect(self) -> Self:
+        if self.prompts == "textual" and (self.augment is not None or self.depth != 1 or self.tokens == 0):
+            raise ValueError(
+                "textual prompts are learned from stored features: without `augment` and `depth`, and with 1 token or "
+                "more; or prompts: visual"
+            )
+        return self
+
     def usual_epochs(self, shots: int) -> int:
         """150."""
         return 150
@@ -86,7 +95,7 @@ class PseudoPrompts(Tuner):
         for most in self.counts(len(pool), len(task.names)):
             found = leaderboard(logits_over(made, encoder, pool, who=name), most)
             if found.same(believed):  # what starts alike and sees the same learns the same
-                break
+                continue
             believed, done = found, done + 1
             made, said = self._learn(encoder, task, labelled, believed.shots(pool))
         assert believed is not None
@@ -148,7 +157,7 @@ class FPL(PseudoPrompts):
 class IFPL(FPL):
     """FPL again and again: each iteration is labelled by the model of the last, with as many (2306.01669, section 3.2).
 
-    Prompts begin anew each time. An iteration that would believe the same as the last ends it.
+    Prompts begin anew each time. An iteration that believes the same as the last learns nothing anew.
     """
 
     iterations: int = Field(10, ge=1)

@@ -49,7 +49,7 @@ class Merges(WeightSpace):
 
     def provenance(self) -> tuple[Provenance, ...]:
         """Of those files that `vlp tune --out` wrote; a model says nothing of its own."""
-        return tuple(read_provenance(Path(path)) for path in self.files if (Path(path) / FILE).is_file())
+        return provenances(self.files)
 
     def ingredients(self, encoder: Any, task: Task, *, heads: bool) -> list[Ingredient]:
         """All of them, those fitted here first; `heads`: their class weights are wanted, and must be of the task."""
@@ -65,6 +65,11 @@ class Merges(WeightSpace):
                 "(folders of saved classifiers or models)"
             )
         return found
+
+
+def provenances(files: Sequence[str]) -> tuple[Provenance, ...]:
+    """What those of the files were fitted to that `vlp tune --out` wrote; a model says nothing of its own."""
+    return tuple(read_provenance(Path(path)) for path in files if (Path(path) / FILE).is_file())
 
 
 def fitted(part: Adapter, encoder: Any, task: Task, *, name: str) -> Ingredient:

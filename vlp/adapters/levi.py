@@ -19,8 +19,8 @@ from vlp.adapters.adapter import Adapter, Given, Level, class_weights
 from vlp.adapters.fitting import Recipe, minimise, pixels, steps_of
 from vlp.adapters.selection import Score, choose, folds, score
 from vlp.adapters.task import Examples, Task
-from vlp.adapters.tuned import in_mode, refuse_other_backbone
-from vlp.adapters.tuning import autocast
+from vlp.adapters.tuned import refuse_other_backbone
+from vlp.adapters.tuning import autocast, in_mode
 from vlp.adapters.weight_space import NOT_CHOSEN
 
 SIDE = 32  # of the pictures that the small model sees

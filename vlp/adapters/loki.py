@@ -66,6 +66,23 @@ class Loki(Adapter):
             about=self._about(inner, names, observed, task),
         )
 
+    def transfer(self, encoder: Encoder, classifier: Any, task: Task) -> LokiClassifier:
+        """What `of` makes of other names, all of them observed."""
+        if self.observed is not None:
+            raise NotImplementedError(
+                "loki: `observed` names classes of the task that was learned, and none of other ones"
+            )
+        places = list(range(len(task.names)))
+        inner = self.of.transfer(encoder, classifier.inner, task)
+        return LokiClassifier(
+            inner,
+            self._squared(encoder, task),
+            observed=torch.tensor(places),
+            names=task.names,
+            adjust=self.adjust,
+            about=self._about(inner, list(task.names), places, task),
+        )
+
     def _observed(self, task: Task) -> list[int]:
         """Places of the observed names among the task's, in the task's order."""
         if self.observed is None:

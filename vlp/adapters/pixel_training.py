@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -48,7 +47,7 @@ def train(
             for group, rate in zip(optimizer.param_groups, rates):
                 group["lr"] = rate * (1 - step / steps) ** course.power
             step += 1
-            if len(rows) == 1 < pictures:
+            if len(rows) == 1 < min(pictures, course.batch):
                 continue  # statistics of a batch of one say nothing; the order differs from epoch to epoch
             optimizer.zero_grad()
             with torch.enable_grad():
@@ -65,14 +64,6 @@ def train(
     part.load_state_dict(best)
     about = {"split": "validation", "candidates": course.epochs, "criterion": "mean_iou"}
     return {**about, "epoch": reached.index(max(reached)) + 1, "mean_iou": max(reached)}
-
-
-@contextmanager
-def drawing(seed: int, device: torch.device) -> Iterator[None]:
-    """While open, layers are made and dropout is drawn from `seed`; then torch's generators are in their own state."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
 
 
 def enlarged(scores: Float[Tensor, "B C h w"], size: tuple[int, int]) -> Float[Tensor, "B C H W"]:
@@ -105,4 +96,7 @@ def judge_of(
     scores: Callable[[PatchMaps], Tensor], task: DenseTask, *, batch: int, device: torch.device | str | None = None
 ) -> Callable[[], float] | None:
     """What says how good these scores are now, on validation; None for a task without."""
-    return None if task.validation is None else lambda: mean_iou(scores, task, batch=batch, device=device)
+    held = task.validation
+    if held is None or not bool((held.mask != IGNORED).any()):
+        return None
+    return lambda: mean_iou(scores, task, batch=batch, device=device)

@@ -23,6 +23,7 @@ from vlp.adapters.selection import NOTHING, choices_of, selection_of
 from vlp.adapters.shots import Shots
 from vlp.adapters.task import Examples, Task
 from vlp.adapters.tower_tuner import TowerTuner, picture_features, random_prompts
+from vlp.adapters.tuned import refuse_features
 from vlp.adapters.tuning import autocast, frozen, seeded_linear
 from vlp.adapters.zeroshot import ZeroShot
 from vlp.embed import Encoder
@@ -99,6 +100,7 @@ class PromptKD(TowerTuner):
         """The task as the teacher's model sees it."""
         if other is encoder:
             return task
+        refuse_features(task, who="a teacher on another model")
         given = ("support", "validation", "unlabelled", "query", "test")
         seen: dict[str, Any] = {name: _seen_by(other, getattr(task, name)) for name in given}
         return Task(task.names, task.templates, **seen, seed=task.seed)

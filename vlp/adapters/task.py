@@ -32,6 +32,13 @@ class Examples:
         for what, own in (("labels", self.label), ("keys", self.keys or None), ("views", self.views)):
             if own is not None and len(own) != len(self.image):
                 raise ValueError(f"{len(own)} {what} for {len(self.image)} pictures")
+        if not bool(self.image.isfinite().all()):
+            bad = torch.where(~self.image.isfinite().all(dim=1))[0].tolist()
+            first = f'"{self.keys[bad[0]]}"' if self.keys else f"row {bad[0]}"
+            raise ValueError(
+                f"features of {len(bad)} of {len(self.image)} pictures are not finite, {first} for one; leave them "
+                "out, or encode with --precision fp32"
+            )
 
     def __len__(self) -> int:
         return len(self.image)

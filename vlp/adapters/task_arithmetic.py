@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from vlp.adapters.ingredients import Line, Merges, judged, read_tuned, remeasured
+from vlp.adapters.ingredients import Line, Merges, judged, provenances, read_tuned, remeasured
+from vlp.adapters.provenance import Provenance
 from vlp.adapters.selection import Chosen, Score, choose
 from vlp.adapters.task import Task
 from vlp.adapters.tuned import HEAD, TunedClassifier, own_state, with_own_head
@@ -31,6 +32,10 @@ class TaskArithmetic(Merges):
     negate: tuple[str, ...] = ()
     lam: float | None = Field(None, ge=0)
     keep: float = Field(0.95, ge=0, le=1)
+
+    def provenance(self) -> tuple[Provenance, ...]:
+        """Of the files that are added and of those that are subtracted."""
+        return provenances((*self.files, *self.negate))
 
     def fit(self, encoder: Any, task: Task) -> TunedClassifier:
         """A classifier with the sum; at lambda 0 the zero-shot one, bit for bit."""

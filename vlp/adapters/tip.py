@@ -115,7 +115,7 @@ class TipF(Tip):
                 reached = _accuracy(model, task.test)
                 best = max(best, (reached, -epoch, key.detach().clone()), key=lambda one: one[:2])
         if self.leaky and self.epochs:
-            return Keys(best[2], {"epoch": 1 - best[1]})
+            return Keys(best[2], {"split": "test", "epoch": 1 - best[1]})
         return Keys(key.detach(), {"epoch": self.epochs})
 
     def _train(self, model: TipClassifier, support: Examples, seed: int) -> Iterator[int]:

@@ -12,6 +12,7 @@ from torch.nn.functional import normalize
 
 from vlp.adapters.adapter import Adapter, Level
 from vlp.adapters.task import Task
+from vlp.adapters.tuned import refuse_features
 from vlp.embed import Encoder
 from vlp.kernels.late import PadMax
 from vlp.text.templates import fill
@@ -38,6 +39,7 @@ class TokenZeroShot(Adapter):
 
     def fit(self, encoder: Encoder, task: Task) -> TokenClassifier:
         """A classifier over ImageTokens; it holds templates * C prompts, which `encoder.token_gb` bounds."""
+        refuse_features(task, who="token_zeroshot")
         prompts = [fill(template, name) for template in task.templates for name in task.names]
         return TokenClassifier(
             encoder.text_tokens(prompts),

@@ -5,8 +5,7 @@ A state maps names of the model's tensors (`visual.*`, `text.*`) to tensors, and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -20,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from vlp.adapters import archive
 from vlp.adapters.adapter import class_weights
 from vlp.adapters.task import Task
-from vlp.adapters.tuning import autocast
+from vlp.adapters.tuning import autocast, frozen, in_mode
 from vlp.adapters.weights import State
 from vlp.embed import Encoder
 from vlp.text.batches import pad
@@ -60,7 +59,7 @@ class TunedClassifier:
     def features(self, pictures: UInt8[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
         """Unit features of pictures by the tuned tower, on the CPU."""
         encoder, rows = self.encoder, []
-        with torch.inference_mode(), in_mode(encoder.dual, training=False):
+        with torch.inference_mode(), frozen(encoder):
             for batch in pictures.split(encoder.batch_size):
                 rows.append(features_and_weights(encoder, self.state, batch.to(encoder.device))[0].cpu())
         return torch.cat(rows)
@@ -109,21 +108,6 @@ def with_tensors(dual: nn.Module, state: State, body: Callable[[], T]) -> T:
     return found
 
 
-@contextmanager
-def in_mode(dual: nn.Module, *, training: bool) -> Iterator[None]:
-    """While open the model is in training mode or not, and its own tensors take no gradients; then all is as it was."""
-    modes = [(module, module.training) for module in dual.modules()]
-    wanted = [(parameter, parameter.requires_grad) for parameter in dual.parameters()]
-    dual.train(training).requires_grad_(False)
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for parameter, own in wanted:
-            parameter.requires_grad_(own)
-
-
 class Prompts(NamedTuple):
     """Token ids of M prompts of each of C classes, classes first."""
 
@@ -143,9 +127,7 @@ def prompts(encoder: Any, task: Task, *, who: str) -> Prompts:
 def refuse_features(task: Task, *, who: str) -> None:
     """ValueError where the prompts are given as features, which no tuned text tower can make again."""
     if task.text is not None:
-        raise ValueError(
-            f"{who} runs a tuned text tower over prompts, and the task holds text features; give templates"
-        )
+        raise ValueError(f"{who} encodes prompts itself, and the task holds text features; give templates")
 
 
 def features_and_weights(

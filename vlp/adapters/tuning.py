@@ -103,19 +103,23 @@ class Tuner(Adapter):
 
 
 @contextmanager
-def frozen(encoder: Any) -> Iterator[None]:
-    """While open, the model is in evaluation mode and takes no gradients; then every part is as it was."""
-    dual = encoder.dual
+def in_mode(dual: nn.Module, *, training: bool) -> Iterator[None]:
+    """While open the model is in training mode or not, and its own tensors take no gradients; then all is as it was."""
     modes = [(module, module.training) for module in dual.modules()]
     wanted = [(parameter, parameter.requires_grad) for parameter in dual.parameters()]
-    dual.eval().requires_grad_(False)
+    dual.train(training).requires_grad_(False)
     try:
         yield
     finally:
-        for module, training in modes:
-            module.training = training
-        for parameter, requires_grad in wanted:
-            parameter.requires_grad_(requires_grad)
+        for module, mode in modes:
+            module.training = mode
+        for parameter, own in wanted:
+            parameter.requires_grad_(own)
+
+
+def frozen(encoder: Any) -> AbstractContextManager[None]:
+    """While open, the model is in evaluation mode and takes no gradients; then every part is as it was."""
+    return in_mode(encoder.dual, training=False)
 
 
 def autocast(encoder: Any) -> AbstractContextManager[Any]:

@@ -7,7 +7,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from vlp.adapters.finetune import Finetune
-from vlp.adapters.ingredients import AdapterPart, Ingredient, Line, completed, fitted, judged, read_tuned
+from vlp.adapters.ingredients import AdapterPart, Ingredient, Line, completed, fitted, judged, provenances, read_tuned
+from vlp.adapters.provenance import Provenance
 from vlp.adapters.selection import Chosen, choose
 from vlp.adapters.task import Task
 from vlp.adapters.tuned import TunedClassifier, own_state, with_own_head
@@ -32,6 +33,10 @@ class WiseFT(WeightSpace):
     file: str | None = None
     alpha: float | None = Field(None, ge=0, le=1)
     how: Literal["lerp", "slerp"] = "lerp"
+
+    def provenance(self) -> tuple[Provenance, ...]:
+        """Of the file, where `vlp tune --out` wrote it."""
+        return provenances([] if self.file is None else [self.file])
 
     def fit(self, encoder: Any, task: Task) -> TunedClassifier:
         """A classifier with the weights at alpha; at 0 the zero-shot one, at 1 that of `of`, bit for bit."""

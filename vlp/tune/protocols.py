@@ -137,7 +137,7 @@ class SemiSupervised(FewShot):
         """Both; ValueError without shots."""
         found = super().given(trial)
         takes = traits(trial.adapter).takes
-        if ("support" in takes and not trial.shots) or (learns(trial.adapter) and found.unlabelled is None):
+        if ("support" in takes and not trial.shots) or (learns(trial.adapter) and not _rest(trial, found)):
             raise ValueError(
                 "semi_supervised learns from shots and from what is left: give --shots, fewer than train has"
             )
@@ -182,6 +182,14 @@ class Imbalanced(FewShot):
             kept.update(own[name][:count])
         rows = [row for row, key in zip(chosen.support, keys, strict=True) if key in kept]
         return give(stock, chosen._replace(support=rows))
+
+
+def _rest(trial: Trial, given: Given) -> bool:
+    """Whether there are unlabelled pictures that are neither learned from with their labels nor chosen on."""
+    if given.left_over is None:
+        return given.unlabelled is not None
+    chosen = rows_for(trial)
+    return not {*given.left_over} & {*chosen.support, *chosen.held}
 
 
 def rows_for(trial: Trial) -> Chosen:

@@ -22,6 +22,7 @@ from vlp.tune.protocols import Hits
 
 SCHEMA_VERSION = 1
 RESULTS, HITS, REFUSED = "results.jsonl", "hits", "refused.json"
+VALIDATION = "validation"  # labels of validation, and no others
 
 
 class TuneRecord(BaseModel):
@@ -35,7 +36,7 @@ class TuneRecord(BaseModel):
     protocol: str
     n: int  # test pictures
     shots: int | None  # null: all of train, or none
-    labelled: str  # the same in words: a number, "all" or "none"
+    labelled: str  # the same in words: a number, "all", "none", "validation" or "unknown"
     seed: int | None  # null: several
     metrics: dict[str, float]
     ci95: dict[str, tuple[float, float]] = {}  # per metric: 95 % bootstrap interval over pictures
@@ -51,7 +52,7 @@ class TuneRecord(BaseModel):
     counts: dict[str, int] = {}
     skips: dict[str, int] = {}
     pseudolabels: dict[str, Any] | None = None  # accuracy and by_class (pictures, given, right) of those believed
-    test_label_reads: int = 0  # 1 is scoring itself
+    test_label_reads: int = 0  # scoring itself is one of each data set
     seconds: float
     weights_hash: str | None = None
     data_hashes: dict[str, str] = {}
@@ -83,8 +84,8 @@ class TuneRecord(BaseModel):
 
 
 def labels_in_words(labelled: str) -> str:
-    """What `labelled` of a record means: "no labels", "1 shot", "4 shots", "all labels", "unknown labels"."""
-    words = {"none": "no labels", "1": "1 shot", "all": "all labels", "unknown": "unknown labels"}
+    """What `labelled` of a record means: "no labels", "1 shot", "4 shots", "all labels", "validation labels", ..."""
+    words = {"none": "no labels", "1": "1 shot"} | {one: f"{one} labels" for one in ("all", VALIDATION, "unknown")}
     return words.get(labelled, f"{labelled} shots")
 
 

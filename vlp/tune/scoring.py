@@ -88,6 +88,7 @@ def pixels(encoder: Any, pictures: Pictures) -> Iterator[Tensor]:
         sampler=range(len(pictures)),
         num_workers=encoder.workers,
         collate_fn=stack,
+        generator=torch.Generator(),  # or it would draw from the default one
     )
     for batch in progress(loader, total=len(pictures), size=Pixels.looked_at, what="pictures", quiet=encoder.quiet):
         if batch.skips or batch.image is None:

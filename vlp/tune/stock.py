@@ -56,6 +56,12 @@ class Stock:
     hashes: Mapping[str, str] = field(default_factory=dict)
     skips: Mapping[str, int] = field(default_factory=dict)
 
+    @property
+    def identity(self) -> list[Any]:
+        """What makes it another data set, or the same as another model sees it: pictures, words, weights, precision."""
+        seen_by = [self.encoder.weights_hash, getattr(self.encoder, "precision", None)]
+        return [self.dataset, self.hashes, *seen_by, self.names, self.templates]
+
     def checked(self) -> Stock:
         """Itself without the few pictures to learn from or to choose on that are to be measured, counted in `skips`.
 

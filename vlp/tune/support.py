@@ -80,6 +80,8 @@ def choose_rows(stock: Stock, drawn: Draw | None, *, shots: int | None, takes: C
     if train is None or shots == 0:
         return Chosen([], [], every if "validation" in takes else None)
     if drawn is None:
+        if shots is not None:
+            raise ValueError(f"{stock.dataset}: {shots} shots, and no draw that says which pictures; see `make_draws`")
         return Chosen(list(range(len(train))), [], every)
     support = sorted(rows_of(drawn.train, stock.words(train), keys_of(train)))
     held = own if own is not None else train

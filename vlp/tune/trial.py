@@ -22,6 +22,7 @@ from vlp.tune.protocols import Outcome, Protocol, Trial, Unsupervised
 from vlp.tune.record import (
     REFUSED,
     RESULTS,
+    VALIDATION,
     TuneRecord,
     append,
     at_chance,
@@ -72,7 +73,7 @@ class Plan(NamedTuple):
 
 def run_trial(trial: Trial, protocol: Protocol, *, code: str) -> Run:
     """Fits and measures."""
-    began, reads = time.perf_counter(), trial.stock.test.reads.total()
+    began, reads = time.perf_counter(), _label_reads(trial)
     outcome = protocol.measure(trial)
     about = getattr(outcome.classifier, "about", {})
     selection = dict(about.get("selection", {"split": "none"}))
@@ -90,7 +91,7 @@ def run_trial(trial: Trial, protocol: Protocol, *, code: str) -> Run:
             "counts": outcome.counts,
             "skips": outcome.skips,
             "pseudolabels": outcome.pseudolabels,
-            "test_label_reads": trial.stock.test.reads.total() - reads,
+            "test_label_reads": _label_reads(trial) - reads,
             "seconds": round(time.perf_counter() - began, 3),
         }
     )
@@ -219,7 +220,7 @@ def _asked(trial: Trial, protocol: Protocol, code: str, fitted: Sequence[Provena
         hashes |= {f"{target.dataset}/{name}": value for name, value in target.hashes.items()}
     drawn = trial.drawn.model_dump(mode="json") if trial.drawn else None
     weights = stock.encoder.weights_hash
-    data = [hashes, weights, stock.dataset, stock.names, stock.templates]
+    data = [one.identity for one in (stock, *trial.targets)]
     asked = settings_hash(settings, content_hashes(settings), chosen, trial.shots, trial.seed, drawn, data)
     return TuneRecord(
         method=settings.pop("name"),
@@ -247,6 +248,11 @@ def _asked(trial: Trial, protocol: Protocol, code: str, fitted: Sequence[Provena
     )
 
 
+def _label_reads(trial: Trial) -> int:
+    """How often labels of measured pictures were read so far."""
+    return sum(one.test.reads.total() for one in (trial.stock, *trial.targets))
+
+
 def _saw(trial: Trial) -> bool:
     """Whether any picture that it learned from without a label is measured."""
     stock = trial.stock
@@ -258,8 +264,12 @@ def _saw(trial: Trial) -> bool:
 
 def _labelled(trial: Trial, protocol: Protocol, fitted: Sequence[Provenance]) -> tuple[str, int | None]:
     """Pictures of each class with their label, in words and as a number; of a saved classifier, those of its fit."""
-    nothing = trial.shots == 0 or trial.stock.train is None or isinstance(protocol, Unsupervised)
-    if "support" in traits(trial.adapter).takes and not nothing:
-        return ("all", None) if trial.shots is None else (str(trial.shots), trial.shots)
+    stock, takes = trial.stock, traits(trial.adapter).takes
     learned = {(one.labelled, one.shots) for one in fitted}
+    if isinstance(protocol, Unsupervised):
+        pass
+    elif "support" in takes and trial.shots != 0 and stock.train is not None:
+        learned.add(("all", None) if trial.shots is None else (str(trial.shots), trial.shots))
+    elif "validation" in takes and stock.validation is not None:
+        learned.add((VALIDATION, None))
     return learned.pop() if len(learned) == 1 else (UNKNOWN, None) if learned else ("none", None)
