@@ -197,7 +197,7 @@ def test_a_starts_as_torch_starts_a_layer_and_steps_count_shots():
 def test_towers_without_attention_and_features_of_texts_are_refused():
     encoder = make_encoder()
     task = make_task(encoder)
-    with pytest.raises(ValueError, match="clip_lora with towers: both runs a tuned text tower"):
+    with pytest.raises(ValueError, match="clip_lora with towers: both encodes prompts itself"):
         ClipLora().fit(encoder, replace(task, text=torch.randn(3, 1, 32)))
     encoder.dual.tower_parameters = lambda side: iter([("visual.conv.weight", torch.zeros(1))])
     with pytest.raises(ValueError, match=r"known in the image tower \(visual\.\*\)"):

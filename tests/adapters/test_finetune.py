@@ -144,7 +144,7 @@ def test_what_cannot_be_tuned_is_refused():
         Finetune().fit(encoder, replace(task, support=None))
     with pytest.raises(ValueError, match="finetune runs the image tower"):
         Finetune().fit(encoder, replace(task, support=replace(task.support, pictures=None)))
-    with pytest.raises(ValueError, match="towers: both runs a tuned text tower"):
+    with pytest.raises(ValueError, match="towers: both encodes prompts itself"):
         Finetune(towers="both").fit(encoder, replace(task, text=torch.randn(3, 1, 32)))
     with pytest.raises(ValueError, match="gives a LinearClassifier, which has no weights"):
         Soup(of=(ZeroShot(),), how="uniform").fit(encoder, task)
