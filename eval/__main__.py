@@ -51,7 +51,9 @@ def evaluate(
     resizer: Annotated[str, typer.Option(help="torch, or pillow: open_clip's pixels bit for bit, slower")] = "torch",
     cache: Annotated[
         Path | None,
-        typer.Option(help="folder that keeps features for the next time; default: features under $VLP_CACHE"),
+        typer.Option(
+            help="folder that keeps features for the next time; default: features under $VLP_CACHE, else ~/.cache/vlp"
+        ),
     ] = None,
     cache_dtype: Annotated[str, typer.Option(help="fp16, or fp32 for features to the last bit")] = "fp16",
     no_cache: Annotated[bool, typer.Option("--no-cache", help="keep no features, and read none")] = False,

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 from eval import record
 from eval.record import Record
+from eval.result_files import result_files
 from vlp.registry import nearest
 from vlp.report.ranked import main_metric
 
@@ -40,16 +41,30 @@ class Board(NamedTuple):
         found = self.cells.get((model, column))
         return None if found is None else found.metrics[column.metric]
 
-    def average(self, model: str) -> float | None:
+    @property
+    def alike(self) -> dict[str, list[Column]]:
+        """By title, the columns of one measure, taken alike on several data sets: what a mean can be of."""
+        found: dict[tuple[str, str, str], list[Column]] = {}
+        for column in self.columns:
+            found.setdefault((column.task, column.how, column.metric), []).append(column)
+        return {" ".join(filter(None, ("mean", *key[1:]))): own for key, own in found.items() if len(own) > 1}
+
+    def average(self, model: str, columns: Sequence[Column]) -> float | None:
         """Mean over the columns, for a model that has them all."""
-        values = [self.value(model, column) for column in self.columns]
+        values = [self.value(model, column) for column in columns]
         known = [value for value in values if value is not None]
         return sum(known) / len(known) if known and len(known) == len(values) else None
+
+    def rank(self, model: str) -> list[float]:
+        """To sort by: the means, then the columns, those that are not there last."""
+        values = [self.average(model, own) for own in self.alike.values()]
+        values += [self.value(model, column) for column in self.columns]
+        return [1.0 if value is None else -value for value in values]
 
 
 def read_board(places: Sequence[Path], *, metric: str | None = None) -> Board:
     """The table of all results files, or folders with some; ValueError where there is none, or none has `metric`."""
-    records = [row for file in _files(places) for row in record.read(file)]
+    records = [row for file in result_files(places, of="eval") for row in record.read(file)]
     cells: dict[tuple[str, Column], Record] = {}
     for row in records:
         name = metric if metric in row.metrics else None if metric else main_metric(row.task, row.metrics)
@@ -61,18 +76,18 @@ def read_board(places: Sequence[Path], *, metric: str | None = None) -> Board:
         raise ValueError(f'no record has the metric "{metric}"{nearest(metric or "", known)}')
     models, columns = (list(dict.fromkeys(part)) for part in zip(*cells))
     board = Board(models, columns, cells)
-    return board._replace(models=sorted(models, key=lambda name: -(board.average(name) or -1.0)))
+    return board._replace(models=sorted(models, key=board.rank))
 
 
 def as_text(board: Board, how: Format, *, intervals: bool = True) -> str:
     """The table in a format; in percent, the best of a column bold, what is not shown to be above chance starred."""
-    head = ["model", *(column.title for column in board.columns), "average"]
+    head = ["model", *(column.title for column in board.columns), *board.alike]
     rows = [
         [model, *(_cell(board, model, column, how, intervals) for column in board.columns)] for model in board.models
     ]
     for row, model in zip(rows, board.models):
-        average = board.average(model)
-        row.append("-" if average is None else f"{100 * average:.1f}")
+        means = (board.average(model, own) for own in board.alike.values())
+        row += ["-" if mean is None else f"{100 * mean:.1f}" for mean in means]
     return laid_out(head, rows, how)
 
 
@@ -112,16 +127,6 @@ def _cell(board: Board, model: str, column: Column, how: Format, intervals: bool
     if intervals and (ends := row.ci95.get(column.metric)):
         text += f" ({100 * ends[0]:.1f} to {100 * ends[1]:.1f})"
     return text + ("\\*" if star and how == "md" else star)
-
-
-def _files(places: Sequence[Path]) -> list[Path]:
-    files = []
-    for place in places:
-        found = [place] if place.is_file() else sorted(place.glob("**/results.jsonl"))
-        if not found:
-            raise ValueError(f"{place}: no results.jsonl there or below; `vlp eval MODEL SUITE.yaml` writes one")
-        files += found
-    return files
 
 
 def _escaped(text: str) -> str:

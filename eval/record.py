@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vlp.report.variant import variant
 
@@ -80,5 +80,7 @@ def read(path: Path) -> Iterator[Record]:
             continue
         try:
             yield Record.model_validate_json(line)
-        except ValueError as error:
-            raise ValueError(f"{path}:{number}: not a result record: {error}") from None
+        except ValidationError as error:
+            fault = error.errors()[0]
+            where = ".".join(map(str, fault["loc"]))
+            raise ValueError(f"{path}:{number}: not a result record: {where}: {fault['msg']}") from None

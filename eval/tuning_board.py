@@ -12,9 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from eval.result_files import result_files
 from vlp.log import console
 from vlp.metrics.interval import Interval, of_means
-from vlp.tune.record import REFUSED, RESULTS, TuneRecord, read, read_hits, settings_hash
+from vlp.tune.record import REFUSED, TuneRecord, read, read_hits, settings_hash
 from vlp.tune.transfers import harmonic_mean
 
 ZERO_SHOT = "zeroshot"
@@ -123,7 +124,7 @@ def read_boards(places: Sequence[Path]) -> list[Board]:
     """
     newest: dict[tuple[str, ...], dict[str, tuple[Path, TuneRecord]]] = {}
     replaced = 0
-    for file in _files(places):
+    for file in result_files(places, of="tune"):
         for row in read(file):
             measured = settings_hash(row.data_hashes.get("test"), row.classes_hash)
             group = (row.dataset, measured, row.protocol, f"{row.protocol_settings}", row.model, f"{row.weights_hash}")
@@ -146,7 +147,7 @@ def read_boards(places: Sequence[Path]) -> list[Board]:
 
 def read_refused(places: Sequence[Path]) -> list[str]:
     """A sentence for each data set that a grid could not read."""
-    files = [file.parent / REFUSED for file in _files(places) if (file.parent / REFUSED).is_file()]
+    files = [file.parent / REFUSED for file in result_files(places, of="tune") if (file.parent / REFUSED).is_file()]
     return [
         f"{file}: {name} was not measured: {why}"
         for file in files
@@ -194,13 +195,3 @@ def _hits(cell: Cell) -> list[tuple[list[str], Tensor]]:
     return [
         read_hits(folder / row.hits, cell.metric) for folder, row in cell.runs if row.hits is not None and row.metrics
     ]
-
-
-def _files(places: Sequence[Path]) -> list[Path]:
-    files = []
-    for place in places:
-        found = [place] if place.is_file() else sorted(place.glob(f"**/{RESULTS}"))
-        if not found:
-            raise ValueError(f"{place}: no {RESULTS} there or below; `vlp tune grid` and `vlp tune --out` write one")
-        files += found
-    return files

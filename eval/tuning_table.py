@@ -19,7 +19,7 @@ HEAD = (
     "low high verdict"
 )
 NOTES = {
-    "*": "not shown to be better than chance",
+    "*": "not shown to be better than chance with some of its draws",
     "†": "leaky: chose by test labels, as the published code does; never bold",
     "‡": "transductive: saw the measured pictures, without labels, while it was fitted",
 }

@@ -56,7 +56,9 @@ Batch = Annotated[int, typer.Option(help="pictures encoded at once")]
 Workers = Annotated[int, typer.Option(help="processes that decode pictures")]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; default: cuda when there is one")]
 Precision = Annotated[Literal["fp32", "bf16", "fp16"], typer.Option(help="of the encode pass: fp32, bf16 or fp16")]
-Cache = Annotated[Path | None, typer.Option(help="folder that keeps features; default: features under $VLP_CACHE")]
+Cache = Annotated[
+    Path | None, typer.Option(help="folder that keeps features; default: features under $VLP_CACHE, else ~/.cache/vlp")
+]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="keep no features, and read none")]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -223,3 +224,17 @@ def test_other_settings_do_not_mix_into_a_folder(tmp_path):
         Scenes(count=10, shard_size=10, seed=1).run([], tmp_path)
     Scenes(count=10, shard_size=10, seed=1, overwrite=True).run([], tmp_path)
     assert sorted(path.name for path in (tmp_path / "train").glob("*.tar")) == ["000000.tar"]
+
+
+def test_commands_that_the_pages_show_are_right():
+    """Splits and variants of every `vlp data scenes` in pages, run scripts and configurations."""
+    root = Path(__file__).parents[2]
+    files = [root / "README.md", *(root / "docs").glob("*.md"), *(root / "configs").rglob("*.yaml")]
+    shown = [
+        (file.name, dict(re.findall(r"--(split|variant) ([\w-]+)", command)))
+        for file in files
+        for command in re.findall(r"vlp data scenes [^`\n\"]*", file.read_text(encoding="utf-8"))
+    ]
+    assert {name for name, words in shown if "split" in words} >= {"README.md", "scenes.yaml"}
+    for name, words in shown:
+        assert Scenes(**words).split.isidentifier(), name

@@ -13,6 +13,7 @@ from eval.differences import differences
 from eval.hits import hits_file
 from eval.leaderboard import as_text, read_board
 from eval.suite import Suite, run_suite
+from eval.tuning_board import read_boards
 from eval.words import own_names, sort_words
 from tests.eval.colours import colour_shard
 from vlp.embed import Encoder
@@ -59,17 +60,49 @@ def test_a_board_by_hand(results):
     x, _, tokens = board.columns
     assert board.value("a", x) == 0.5
     assert board.value("b", tokens) is None
-    assert board.average("a") == pytest.approx((0.5 + 0.25 + 0.5) / 3)
-    assert board.average("b") is None  # a mean over fewer columns would not be comparable
-    assert board.models[0] == "a"
+    assert board.alike == {}  # an accuracy and recalls of two heads: no mean of them says anything
+    assert board.models == ["b", "a", "c_1"]
     text = as_text(board, "md")
-    assert "| a | 50.0 (40.0 to 60.0) | 25.0 | **50.0** | 41.7 |" in text
+    assert "| a | 50.0 (40.0 to 60.0) | 25.0 | **50.0** |" in text
     assert "**75.0**\\*" in text
-    assert as_text(board, "csv").splitlines()[1] == "a,0.5,0.25,0.5,41.7"
+    assert as_text(board, "csv").splitlines()[2] == "a,0.5,0.25,0.5"
     latex = as_text(board, "latex", intervals=False)
-    assert "c\\_1 & 20.0 & - & - & -" in latex
+    assert "c\\_1 & 20.0 & - & -" in latex
     assert latex.count("\\midrule") == 1
     assert latex.count(" \\\\") == 4
+
+
+def test_means_are_of_one_measure(tmp_path):
+    lines = [
+        row("a", "x", {"acc1": 0.5}),
+        row("a", "z", {"acc1": 0.25}),
+        row("a", "y", {"image_retrieval_recall@5": 0.75}, "zeroshot_retrieval"),
+        row("b", "x", {"acc1": 0.75}),
+    ]
+    (tmp_path / "results.jsonl").write_text("\n".join(lines) + "\n")
+    board = read_board([tmp_path])
+    ((title, columns),) = board.alike.items()
+    assert (title, [column.dataset for column in columns]) == ("mean acc1", ["x", "z"])
+    assert board.average("a", columns) == pytest.approx(0.375)
+    assert board.average("b", columns) is None  # a mean over fewer columns would not be comparable
+    assert board.models == ["a", "b"]
+    assert "| model | x acc1 | z acc1 | y image_retrieval_recall@5 | mean acc1 |" in as_text(board, "md")
+    assert as_text(board, "csv").splitlines()[2] == "b,0.75,-,-,-"
+
+
+def test_results_of_tune_are_left_out_and_counted(results, capsys):
+    (results / "tuned").mkdir()
+    tuned = results / "tuned" / "results.jsonl"
+    tuned.write_text('{"method": "gda", "dataset": "x"}\n')
+    assert len(read_board([results]).columns) == 3
+    assert "left out: 1 results files of `vlp tune`" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="these are results of `vlp tune`: `vlp tune table .*` shows them"):
+        read_board([tuned])
+    with pytest.raises(ValueError, match="these are results of `vlp eval`"):
+        read_boards([results / "one"])
+    tuned.write_text("no JSON\n")
+    with pytest.raises(ValueError, match=r"results.jsonl:1: not a result record"):
+        read_board([results])
 
 
 def test_another_metric_and_what_is_not_there(results):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from vlp.metrics.accuracy import Accuracy
+from vlp.metrics.chance import contains
 
 
 def random_case(n=200, classes=7, seed=0):
@@ -84,3 +85,16 @@ def test_random_logits_reach_chance_and_their_interval_holds_it():
 def test_no_samples_no_numbers():
     assert Accuracy(3).compute() == {}
     assert Accuracy(3).intervals() == {}
+
+
+def test_one_answer_for_all_pictures_is_not_better_than_chance():
+    accuracy = Accuracy(25)
+    label = torch.arange(21).repeat(3)  # four of the names have no picture
+    logits = torch.zeros(63, 25)
+    logits[:, 0] = 1.0
+    accuracy.update(logits, label)
+    name = "mean_per_class_recall"
+    assert accuracy.compute()[name] == pytest.approx(1 / 21)
+    assert accuracy.chance()[name] == pytest.approx(1 / 21)
+    assert Accuracy(25).chance()[name] == pytest.approx(1 / 25)
+    assert contains(accuracy.chance()[name], accuracy.intervals()[name])

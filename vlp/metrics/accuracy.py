@@ -84,9 +84,14 @@ class Accuracy:
         return {**found, "mean_per_class_recall": classes}
 
     def chance(self) -> dict[str, float]:
-        """What random logits reach in expectation."""
+        """What random logits reach in expectation.
+
+        Of mean_per_class_recall what one answer for all pictures reaches, where that is more: the mean is over the
+        classes that have pictures, which can be fewer than there are names.
+        """
         values = {f"acc{k}": chance.accuracy_at(k, classes=self.classes) for k in self._ks()}
-        return {**values, "mean_per_class_recall": chance.accuracy_at(1, classes=self.classes)}
+        there = int((self.confusion().sum(dim=1) > 0).sum()) if self._label else self.classes
+        return {**values, "mean_per_class_recall": chance.accuracy_at(1, classes=max(1, there))}
 
     def confusion(self) -> Int[Tensor, "C C"]:
         """Counts [true, predicted]; where the right class only ties for first place, its rival is predicted."""
