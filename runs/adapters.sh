@@ -8,9 +8,9 @@ cd "$(dirname "$0")/.."
 VLP=${VLP:-.venv/bin/vlp} OUT=runs/out/adapters
 DATA=${1:?say where the data sets lie: bash runs/adapters.sh DATA}
 MODEL=${2:-runs/out/backbone}
-GRIDS="adapters adapters_unlabelled adapters_text_prompts adapters_trees adapters_concept adapters_imbalanced adapters_open_set adapters_shift adapters_transductive"
+GRIDS="adapters adapters_unlabelled adapters_text_prompts adapters_trees adapters_concept adapters_imbalanced adapters_open_set adapters_transductive"
 case ${3:-all} in
-  all) GRIDS="$GRIDS adapters_pseudolabels adapters_base_to_new adapters_prompts adapters_more adapters_words adapters_cross adapters_semi" ;;
+  all) GRIDS="$GRIDS adapters_pseudolabels adapters_base_to_new adapters_prompts adapters_more adapters_shift adapters_words adapters_cross adapters_semi" ;;
   features) ;;
   *) echo "runs/adapters.sh: \"$3\" is neither \"features\" nor left out" >&2; exit 2 ;;
 esac
