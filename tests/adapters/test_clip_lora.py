@@ -98,7 +98,7 @@ class Paths(nn.Module):
 def test_three_steps_equal_a_copy_of_the_model_trained_by_hand():
     encoder = make_encoder()
     task = make_task(encoder)
-    made = ClipLora(steps=3, lr=0.01, dropout=0.0, batch_size=64, augment=None).fit(encoder, task)
+    made = ClipLora(steps=3, lr=0.01, lr_for=None, dropout=0.0, batch_size=64, augment=None).fit(encoder, task)
     dual, rng = copy.deepcopy(encoder.dual).eval().requires_grad_(False), torch.Generator().manual_seed(task.seed)
     learned = []
     for tower in (dual.visual, dual.text):
@@ -162,6 +162,17 @@ def test_every_attention_of_every_kind_of_tower_is_found_and_moves_the_features(
         assert all(not torch.equal(own[key], made.state[key]) for key in image)
     change = made(batch(task.support)) - zero_shot_logits(encoder, task, task.support)
     assert change.abs().max() > 1e-3
+
+
+def test_a_rate_meant_for_clips_scale_is_made_fit_for_the_models():
+    encoder = make_encoder()
+    task = make_task(encoder, held=0)
+    same = [ClipLora(steps=2, lr=1e-3), ClipLora(steps=2, lr=1e-3 * 100 / encoder.scale, lr_for=None)]
+    first, second = (adapter.fit(encoder, task) for adapter in same)
+    assert first.about["rate_factor"] == pytest.approx(100 / encoder.scale)
+    assert second.about["rate_factor"] == 1.0
+    for name, value in first.state.items():
+        torch.testing.assert_close(value, second.state[name], atol=1e-5, rtol=1e-3)
 
 
 def test_it_learns_by_the_seed_and_comes_back(tmp_path):

@@ -39,10 +39,12 @@ class ClipLora(WeightSpace):
     """W + scaling B A for queries, keys and values of every attention of both towers (2405.18541).
 
     A starts as torch starts a layer, B at zero, which is zero-shot; scaling = alpha / sqrt(r), as the code has it. Text
-    features are made anew each step. AdamW, cosine, 500 steps of 32 pictures a shot (`steps`: another number). Fused
-    tensors are updated third by third, and the sum is what the classifier holds, so that nothing is left to merge.
-    Ours: dropout leaves out inputs of A for a whole batch, since a weight has no inputs of its own; the models' own
-    dropout is off. The last step counts: nothing is chosen.
+    features are made anew each step. AdamW, cosine, 500 steps of 32 pictures a shot (`steps`: another number). The rate
+    is meant for logits of scale `lr_for`, CLIP's; for a model of scale s it is multiplied by lr_for / s, since AdamW's
+    step is as long whatever the scale, and what it does to logits is s times that (None: as it is). Fused tensors are
+    updated third by third, and the sum is what the classifier holds, so that nothing is left to merge. Ours: dropout
+    leaves out inputs of A for a whole batch, since a weight has no inputs of its own; the models' own dropout is off.
+    The last step counts: nothing is chosen.
     """
 
     method: ClassVar[str] = "clip_lora"
@@ -52,6 +54,7 @@ class ClipLora(WeightSpace):
     alpha: float = Field(1.0, gt=0)
     dropout: float = Field(0.25, ge=0, lt=1)
     lr: float = Field(2e-4, gt=0)
+    lr_for: float | None = Field(100.0, gt=0)
     weight_decay: float = Field(0.01, ge=0)
     batch_size: int = Field(32, ge=1)
     steps_per_shot: int = Field(500, ge=0)
@@ -74,7 +77,10 @@ class ClipLora(WeightSpace):
                 return updated(own, parts, scaling, dropout=self.dropout, rng=rng)
 
             loss = picture_loss(encoder, batches, support.known, compose, words=words)
-            recipe = Recipe(self._steps(support), self.batch_size, self.lr, self.weight_decay, final=1e-6 / self.lr)
+            factor = 1.0 if self.lr_for is None else self.lr_for / encoder.scale
+            recipe = Recipe(
+                self._steps(support), self.batch_size, self.lr * factor, self.weight_decay, final=1e-6 / self.lr
+            )
             minimise(
                 [{"params": leaves}],
                 loss,
@@ -87,7 +93,8 @@ class ClipLora(WeightSpace):
         with torch.no_grad():
             merged = updated(own, parts, scaling)
         trained = sum(leaf.numel() for leaf in leaves)
-        return self.classifier(encoder, task, with_own_head(encoder, task, merged), parameters=trained)
+        changed = with_own_head(encoder, task, merged)
+        return self.classifier(encoder, task, changed, parameters=trained, rate_factor=factor)
 
     def _steps(self, support: Examples) -> int:
         shots = int(support.known.bincount().max())
