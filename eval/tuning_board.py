@@ -66,6 +66,11 @@ class Cell(NamedTuple):
         return stdev(self.values) if len(self.values) > 1 else None
 
     @property
+    def classes_short(self) -> int:
+        """Number of classes with fewer labelled pictures than the column says, of the seed that has most of them."""
+        return max((row.counts.get("classes_short", 0) for _, row in self.runs), default=0)
+
+    @property
     def at_chance(self) -> bool:
         """Whether the interval of some seed reaches chance."""
         return any(row.contains_chance.get(self.metric) for _, row in self.runs)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -20,12 +21,13 @@ from vlp.embed import Encoder
 from vlp.log import console
 from vlp.probe.draw import read_draws
 from vlp.tune import PROTOCOLS
+from vlp.tune.fitting import traits
 from vlp.tune.folder import read_folder
 from vlp.tune.methods import PAPER, adapter_class
 from vlp.tune.protocols import FewShot, Protocol, Trial
 from vlp.tune.record import summary
 from vlp.tune.stock import Opening, Stock
-from vlp.tune.support import find_draw, make_draws
+from vlp.tune.support import find_draw, make_draws, tell_short
 from vlp.tune.trial import Plan, Run, code_version, keep, run_trial, say
 
 
@@ -79,7 +81,9 @@ def sort_words(words: Sequence[str], *, features: Sequence[Path]) -> Words:
     if not models:
         raise ValueError(f"{files[0]} is about pictures: vlp tune {name} CHECKPOINT {files[0]}, or --features DIR")
     own -= set(Tuning.model_fields) - {"folder"}  # which nobody writes there
-    mine = [pair for pair in pairs if pair.partition("=")[0].partition(".")[0] in own]
+    for pair in pairs:
+        _refuse_unknown(_key(pair), method=name, own=own, file=files[0])
+    mine = [pair for pair in pairs if _key(pair) in own]
     tuning = load_tuning(files[0], [pair for pair in pairs if pair not in mine])
     return Words(features, models[0], tuning, mine)
 
@@ -241,12 +245,30 @@ def _trials(adapter: Adapter, stock: Stock, targets: Sequence[Stock], asked: Ask
         (asked.out / "draws.json").write_text(draws.model_dump_json(by_alias=True) + "\n", encoding="utf-8")
     where = asked.draws or "draws"
     drawn = [find_draw(draws, shots=asked.shots, seed=seed, where=where) for seed in asked.seeds]
+    if "support" in traits(adapter).takes:
+        tell_short(stock.dataset, drawn)
     return [Trial(adapter, stock, asked.shots, one.seed, one, targets) for one in drawn]
 
 
 def _parted(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Places, and key=value."""
     return [word for word in words if "=" not in word], [word for word in words if "=" in word]
+
+
+def _key(pair: str) -> str:
+    """The field that key=value sets, or sets something below."""
+    return pair.partition("=")[0].partition(".")[0]
+
+
+def _refuse_unknown(key: str, *, method: str, own: Collection[str], file: str) -> None:
+    """ValueError for a key that neither the method nor the file has, naming the nearest of both."""
+    owners = dict.fromkeys(Tuning.model_fields, file) | dict.fromkeys(own, method)
+    if key in owners:
+        return
+    if near := get_close_matches(key, owners, n=1):
+        raise ValueError(f'{key}: unknown field; did you mean "{near[0]}" of {owners[near[0]]}?')
+    fields = [f"{who} has {', '.join(k for k, one in owners.items() if one == who)}" for who in (method, file)]
+    raise ValueError(f"{key}: unknown field; {'; '.join(fields)}")
 
 
 def _places(places: Sequence[str], *, usage: str) -> tuple[list[str], list[str]]:

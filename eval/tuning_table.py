@@ -16,12 +16,13 @@ from vlp.tune.transfers import harmonic_mean
 
 HEAD = (
     "dataset protocol model method labelled metric mean std seeds chance at_chance leaky transductive less_zeroshot "
-    "low high verdict"
+    "low high verdict classes_short"
 )
 NOTES = {
     "*": "not shown to be better than chance with some of its draws",
     "†": "leaky: chose by test labels, as the published code does; never bold",
     "‡": "transductive: saw the measured pictures, without labels, while it was fitted",
+    "§": "some classes have fewer labelled pictures than the column says",
 }
 
 
@@ -94,7 +95,7 @@ def _cell(board: Board, method: str, column: Column, how: Format) -> str:
     if "†" not in board.marks(method) and len(rivals) > 1 and cell.mean == max(rivals):
         text = f"\\textbf{{{text}}}" if how == "latex" else f"**{text}**"
     star = "\\*" if how == "md" else "*"
-    return text + (star if cell.at_chance else "")
+    return text + (star if cell.at_chance else "") + ("§" if cell.classes_short else "")
 
 
 def _number(mean: float, std: float | None, how: Format) -> str:
@@ -168,5 +169,17 @@ def _lines(boards: Sequence[Board]) -> str:
             numbers = [cell.mean, cell.std, len(cell.values), first.chance.get(column.metric)]
             tail = [apart.value, *apart.interval, apart.verdict] if apart else [None] * 4
             stamps = [int(cell.at_chance), int(first.leaky), int(first.transductive)]
-            writer.writerow([board.dataset, board.protocol, board.model, method, *column, *numbers, *stamps, *tail])
+            writer.writerow(
+                [
+                    board.dataset,
+                    board.protocol,
+                    board.model,
+                    method,
+                    *column,
+                    *numbers,
+                    *stamps,
+                    *tail,
+                    cell.classes_short,
+                ]
+            )
     return out.getvalue()

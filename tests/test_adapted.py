@@ -89,6 +89,7 @@ def test_an_adapter_of_the_image_tower_changes_features_and_hash_and_the_model_s
         own = model.adapted(place / "fitted" / name)
         found = own.embed_images(PICTURES)
         assert not torch.allclose(found, before, atol=1e-4)
+        assert own.embed_images([]).shape == (0, found.shape[1])
         torch.testing.assert_close(found.norm(dim=1), torch.ones(6))
         logits = fitted[name].scale * found @ class_vectors(fitted[name]).T
         pixels = torch.stack([own.dual.transform(one) for one in map(opened, PICTURES)])

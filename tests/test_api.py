@@ -51,7 +51,33 @@ def test_paths_bytes_and_pil_give_the_same_features(model: VLP, tmp_path: Path) 
     assert not torch.allclose(found[4], found[0], atol=1e-4)
     assert torch.allclose(found.norm(dim=1), torch.ones(5), atol=1e-5)
     assert model.embed_images(picture("red")).shape[0] == 1
-    assert model.embed_images([]).shape[0] == 0
+
+
+def test_nothing_in_gives_no_rows_of_the_models_width(model: VLP) -> None:
+    assert model.embed_images([]).shape == model.embed_texts([]).shape == (0, model.dual.dim)
+    assert model.similarity([], ["a", "b"]).shape == (0, 2)
+    assert model.similarity(picture("red"), []).shape == (1, 0)
+
+
+def test_what_users_of_open_clip_look_for(model: VLP, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encoded("red"))
+    for one in (picture("red"), encoded("red"), tmp_path / "a.png", str(tmp_path / "a.png")):
+        with torch.no_grad():
+            found = model.dual.encode_image(model.preprocess(one)[None])
+        assert torch.allclose(found, model.embed_images(picture("red")), atol=1e-6)
+    ids = model.tokenizer(["a dog", "red"])
+    assert ids.shape == (2, model.dual.context)
+    with torch.no_grad():
+        assert torch.allclose(model.dual.encode_text(ids), model.embed_texts(["a dog", "red"]), atol=1e-5)
+
+
+def test_words_that_load_does_not_know(folder: Path) -> None:
+    with pytest.raises(TypeError, match=r"load\(\) has no \"pretrained\"; weights=FILE is what .* pretrained='openai'"):
+        load(folder, pretrained="openai")
+    with pytest.raises(TypeError, match='load\\(\\) has no "devise"; did you mean "device"'):
+        load(folder, devise="cpu")
+    with pytest.raises(ValueError, match="without weights; give them too .*in Python weights=FILE"):
+        load("ViT-B-32")
 
 
 def test_features_equal_the_towers(model: VLP) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import pytest
 from pydantic import Field
@@ -85,27 +85,33 @@ def test_missing_file_names_a_near_one(tmp_path) -> None:  # type: ignore[no-unt
     assert config.load(Tree, tmp_path / "again.yaml") == tree
 
 
-class Wood(Part):
-    """A wood."""
+class House(Part):
+    """A house."""
 
-    tree: Tree
-    leaves: tuple[Annotated[Leaf, Named("tests.test_config:TABLE")], ...] = (Leaf(), Leaf(size=5))
-    kind: Literal["oak", "ash"] = "oak"
-    height: float | None = Field(None, description="of the tallest")
-    sides: tuple[str, ...] = ("north", "south")
-    seeds: list[int] = Field(default_factory=lambda: [1, 2])
+    tree: Tree = Tree(name="oak")
+    shed: Leaf | None = None
+    sheds: tuple[Leaf, ...] = ()
+    ages: tuple[int, ...] = Field((1,), min_length=1)
 
 
-def test_settings_are_shown_as_yaml_writes_them() -> None:
-    assert [tuple(setting) for setting in config.settings(Wood)] == [
-        ("tree", "required", ""),
-        ("leaves", "[{}, {size: 5}]", ""),
-        ("kind", "oak", "oak | ash"),
-        ("height", "null", "of the tallest"),
-        ("sides", "[north, south]", ""),
-        ("seeds", "[1, 2]", ""),
-    ]
-    shown = {setting.name: setting.default for setting in config.settings(Tree)}
-    assert shown == {"name": "required", "leaf": "{}", "loss": "leaf"}
-    for setting in config.settings(Wood)[2:]:
-        assert config.parse_yaml(setting.default) == Wood(tree=Tree(name="t")).model_dump(mode="json")[setting.name]
+def faults(**values: object) -> str:
+    with pytest.raises(config.ConfigError) as caught:
+        config.validate(House, values, where="x")
+    return str(caught.value)
+
+
+def test_a_field_of_a_part_below_is_suggested_with_its_path() -> None:
+    assert 'leaf: unknown field; did you mean "tree.leaf"?' in faults(leaf=1)
+    assert 'rate: unknown field; did you mean "tree.leaf.rate" or "tree.loss.rate" or "shed.rate"?' in faults(rate=1)
+    assert 'tree.rate: unknown field; did you mean "tree.leaf.rate" or' in faults(tree={"name": "t", "rate": 1})
+    assert 'trees: unknown field; did you mean "tree"?' in faults(trees=1)
+    assert "wood: unknown field; known: ages, shed, sheds, tree" in faults(wood=1)
+
+
+def test_a_value_in_place_of_settings_and_an_empty_list_are_said_plainly() -> None:
+    assert "tree: wanted settings such as {name: oak} (got 'oak')" in faults(tree="oak")
+    assert "tree.leaf: wanted settings such as {size: 3} (got 3)" in faults(tree={"name": "t", "leaf": 3})
+    assert "tree.leaf: wanted settings, {field: value} of size, rate (got 'x')" in faults(
+        tree={"name": "t", "leaf": "x"}
+    )
+    assert "ages: give at least one (got [])" in faults(ages=[])

@@ -30,6 +30,7 @@ Tree = Mapping[str, str]  # path relative to the root, with "/" -> text
 LAYERS = {
     **dict.fromkeys(("vlp.types", "vlp.registry", "vlp.dist", "vlp.duration", "vlp.room", "vlp.untrusted"), 0),
     **dict.fromkeys(("vlp.config", "vlp.log", "vlp.checkpoint", "vlp.text", "vlp.kernels", "vlp.metrics"), 1),
+    "vlp.listing": 1,
     **dict.fromkeys(("vlp.losses", "vlp.data", "vlp.optim", "vlp.optim_state", "vlp.probe"), 2),
     **dict.fromkeys(("vlp.models", "vlp.gradcache", "vlp.guards", "vlp.lock", "vlp.requeue", "vlp.report"), 3),
     **dict.fromkeys(("vlp.alarm", "vlp.spikes"), 3),

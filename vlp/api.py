@@ -20,8 +20,9 @@ from vlp.adapters.task import Examples, Task
 from vlp.adapters.zeroshot import ZeroShot
 from vlp.embed import Encoded, Encoder
 from vlp.pictures import Picture
+from vlp.registry import nearest
 from vlp.text.templates import checked, checked_names, simple
-from vlp.types import BadSampleError
+from vlp.types import BadSampleError, Tokenizer
 
 
 def load(
@@ -31,8 +32,9 @@ def load(
     device: str | None = None,
     adapter: str | Path | None = None,
     any_backbone: bool = False,
+    **unknown: Any,
 ) -> VLP:
-    """The model at `path`, ready to use; by default on the GPU when there is one.
+    """The model at `path`, ready to use; by default on the GPU when there is one. TypeError for `unknown` words.
 
     `path`: a run folder of ours, a folder with an open_clip model, an open_clip model name (with `weights`, its file),
     or a Hugging Face CLIP or SigLIP folder. adapter: a folder that `vlp tune --out` wrote, refused where it was fitted
@@ -40,6 +42,10 @@ def load(
     """
     from vlp.models.pretrained import load as load_dual
 
+    for name, value in unknown.items():
+        known = ("weights", "device", "adapter", "any_backbone")
+        said = f"; weights=FILE is what open_clip has as pretrained={value!r}" if name == "pretrained" else ""
+        raise TypeError(f'load() has no "{name}"{said or nearest(name, known)}')
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     found = VLP(load_dual(str(path), weights=weights), device=chosen, path=str(path), weights=weights)
     return found if adapter is None else found.adapted(adapter, any_backbone=any_backbone)
@@ -90,6 +96,18 @@ class VLP:
         """Hash of the weights, and of an adapter that changes them: features of different hashes do not compare."""
         return self.encoder.weights_hash
 
+    def preprocess(self, picture: Picture) -> Float[Tensor, "3 H W"]:
+        """What the image tower reads of a path, bytes or a PIL image: resized, cropped, normalised, on the CPU."""
+        transform = self.dual.transform
+        found: Tensor = transform.normalize(transform(Path(picture) if isinstance(picture, str) else picture))
+        return found
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Called with texts it gives the padded token ids, long [n, context], as open_clip's tokenizers do."""
+        found: Tokenizer = self.dual.tokenizer
+        return found
+
     def encoder_for(self, *, batch_size: int, workers: int, quiet: bool) -> Encoder:
         """One that encodes many pictures; ValueError with an adapter that leaves the image tower as it is."""
         given: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "quiet": quiet}
@@ -100,7 +118,12 @@ class VLP:
     def embed_images(self, images: Picture | Iterable[Picture]) -> Float[Tensor, "n D"]:
         """Features of unit norm of paths, bytes or PIL images; one picture alone gives one row."""
         given = _several(images)
-        return self._embedded(given, self.encoder) if given else torch.empty(0, 0)
+        return self._embedded(given, self.encoder) if given else torch.empty(0, self._width)
+
+    @property
+    def _width(self) -> int:
+        """Numbers in a picture's features: of some adapters those of another space than the model's own."""
+        return self.dual.dim if self.encoder is self.plain else class_vectors(self.fitted).shape[1]
 
     def _embedded(self, given: list[Picture], encoder: Encoder) -> Float[Tensor, "n D"]:
         found = encoder.images(given)
@@ -110,7 +133,8 @@ class VLP:
 
     def embed_texts(self, texts: str | Sequence[str]) -> Float[Tensor, "n D"]:
         """Features of unit norm of the texts, in their order."""
-        return self.encoder.texts([texts] if isinstance(texts, str) else list(texts))
+        given = [texts] if isinstance(texts, str) else list(texts)
+        return self.encoder.texts(given) if given else torch.empty(0, self.dual.dim)
 
     def embed_classes(self, names: Sequence[str], templates: Sequence[str] | None = None) -> Float[Tensor, "C D"]:
         """Unit-norm mean of each class's prompts, as in CLIP; default: the seven simple templates of open_clip."""

@@ -24,6 +24,29 @@ app = typer.Typer(
 tokenizer_app = typer.Typer(help="Make a tokenizer from the captions of shards.", no_args_is_help=True)
 app.add_typer(tokenizer_app, name="tokenizer")
 
+
+def _say_version(asked: bool) -> None:
+    """Print what one would write into a report of a fault, and leave."""
+    if asked:
+        from vlp import __version__
+        from vlp.log import host_facts
+
+        facts = host_facts()
+        commit = "" if facts["commit"] == "unknown" else f" (commit {facts['commit'][:12]})"
+        typer.echo(f"vlp {__version__}{commit}, torch {facts['versions']['torch']}")
+        raise typer.Exit
+
+
+@app.callback()
+def start(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_say_version, is_eager=True, help="say the version, the commit and torch's"),
+    ] = False,
+) -> None:
+    """Options that stand before any command."""
+
+
 Config = Annotated[Path, typer.Argument(help="YAML file of the run, e.g. configs/train/scenes.yaml")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="key=value with dotted keys, e.g. optim.lr=1e-3 losses.0.name=sigmoid")
@@ -149,26 +172,18 @@ def doctor(config: Config, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def losses() -> None:
-    """List the losses: what each needs of the model, and its fields with their defaults."""
-    from vlp import config as files
-    from vlp.losses import LOSSES
-    from vlp.losses.loss import Loss
+def losses(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME...]", help="losses whose fields to show; all: every one")
+    ] = None,
+) -> None:
+    """List the losses and what each needs of the model; with a NAME its fields, their defaults and what they mean.
 
-    grid = Grid("loss", "field", "default", "what it is")
-    shared = files.settings(Loss)
-    for setting in shared:
-        grid.add_row("[bold]every loss", *map(escape, setting))
-    for name in LOSSES.names():
-        cls = LOSSES.resolve(name)
-        grid.add_row(f"[bold]{name}", "", "", escape((cls.__doc__ or "").strip().splitlines()[0]))
-        needs = cls.needs if isinstance(cls.needs, frozenset) else {"what its settings say"}
-        if needs:
-            grid.add_row("", "", "", f"[italic]needs {', '.join(sorted(needs))}")
-        for setting in files.settings(cls):
-            if setting not in shared:
-                grid.add_row("", *map(escape, setting))
-    Console().print(grid)
+    Example: `vlp losses filip`, or `vlp losses all`
+    """
+    from vlp.losses.listing import describe_losses, list_losses
+
+    typer.echo(describe_losses(names) if names else list_losses())
 
 
 @tokenizer_app.command("train")

@@ -5,14 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
-from pydantic_core import to_jsonable_python
 
-from vlp.registry import Named, Part, PartError, locate, nearest
+from vlp.registry import Part, PartError, nearest
 from vlp.untrusted import read_text
 
 P = TypeVar("P", bound=BaseModel)
@@ -20,7 +18,7 @@ MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
 MAX_VALUES = 20_000
 _BREAKS = frozenset("\r\x85\u2028\u2029\ufeff")
-_SHOWN = 120  # letters of a value in a message
+_SHOWN, _NEAR = 120, 3  # letters of a value, and fields that may have been meant, in a message
 
 
 class ConfigError(ValueError):
@@ -159,47 +157,6 @@ def to_yaml(value: Any) -> str:
     return str(yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110))
 
 
-class Setting(NamedTuple):
-    """A field of a part as YAML writes it: its default, "required" where it has none, and what may stand there."""
-
-    name: str
-    default: str
-    text: str
-
-
-def settings(cls: type[BaseModel]) -> list[Setting]:
-    """The fields of a part, in their order; without a description the choices, where there are some to choose from."""
-    return [
-        Setting(name, _default(info), info.description or " | ".join(_choices(info.annotation)))
-        for name, info in cls.model_fields.items()
-    ]
-
-
-def _default(info: FieldInfo) -> str:
-    if info.is_required():
-        return "required"
-    plain = _plain(info.get_default(call_default_factory=True), info)
-    return str(yaml.safe_dump(plain, default_flow_style=True, width=float("inf"))).removesuffix("...\n").strip()
-
-
-def _plain(value: Any, info: FieldInfo) -> Any:
-    """What YAML would have; of a nested part its name, if it is in a table, and what is set in it."""
-    if isinstance(value, list | tuple):
-        return [_plain(item, info) for item in value]
-    if not isinstance(value, BaseModel):
-        return to_jsonable_python(value, fallback=str)
-    changed = value.model_dump(mode="json", exclude_defaults=True)
-    table = next((locate(item.table) for item in info.metadata if isinstance(item, Named)), None)
-    if table is None:
-        return changed
-    name = table.name_of(type(value))
-    return {"name": name, **changed} if changed else name
-
-
-def _choices(annotation: Any) -> list[str]:
-    return [str(item) for item in get_args(annotation)] if get_origin(annotation) is Literal else []
-
-
 def _assign(target: Any, path: list[str], value: Any, whole: str) -> None:
     for position, name in enumerate(path):
         last = position == len(path) - 1
@@ -243,13 +200,47 @@ def _explain(error: ValidationError, cls: type[BaseModel], prefix: tuple[Any, ..
             continue
         dotted = ".".join(str(part) for part in loc) or "(top)"
         if item["type"] == "extra_forbidden":
-            yield f"{dotted}: unknown field{nearest(str(loc[-1]), _siblings(cls, item['loc']))}"
+            yield f"{dotted}: unknown field{_instead(loc, _holder(cls, item['loc'][:-1]))}"
         elif item["type"] == "missing":
             yield f"{dotted}: required, but not given"
         elif item["type"] in ("value_error", "assertion_error"):
             yield f"{dotted}: {inner}"
+        elif item["type"] == "too_short":
+            least = item["ctx"]["min_length"]
+            yield f"{dotted}: give at least {'one' if least == 1 else least} (got {item['input']!r:.{_SHOWN}})"
+        elif item["type"] == "model_type":
+            example = _example(_holder(cls, item["loc"]), item["input"])
+            yield f"{dotted}: wanted settings{example} (got {item['input']!r:.{_SHOWN}})"
         else:
             yield f"{dotted}: {item['msg']} (got {item['input']!r:.{_SHOWN}})"
+
+
+def _instead(loc: Sequence[Any], holder: Any) -> str:
+    """Where an unknown field may belong: below its place, if there is one of its name, else beside it."""
+    below = ['"' + ".".join(map(str, (*loc[:-1], path))) + '"' for path in _paths(holder, str(loc[-1]))]
+    if below:
+        return f"; did you mean {' or '.join(below[:_NEAR])}?"
+    return nearest(str(loc[-1]), getattr(holder, "model_fields", {}))
+
+
+def _paths(cls: Any, name: str, depth: int = 4) -> Iterator[str]:
+    """Dotted paths of the fields called `name` in the parts that the fields of `cls` hold, not in lists of parts."""
+    for field, info in getattr(cls, "model_fields", {}).items() if depth else ():
+        default = info.default
+        listed = get_origin(info.annotation) in (tuple, list, dict)
+        inner = type(default) if isinstance(default, BaseModel) else None if listed else _model_in(info.annotation)
+        if name in getattr(inner, "model_fields", {}):
+            yield f"{field}.{name}"
+        yield from (f"{field}.{path}" for path in _paths(inner, name, depth - 1))
+
+
+def _example(cls: Any, given: Any) -> str:
+    """` such as {field: value}` of a part that was given as one value, which its first field of that type takes."""
+    for name, info in getattr(cls, "model_fields", {}).items():
+        if type(given) in (info.annotation, *get_args(info.annotation)):
+            return f" such as {{{name}: {given}}}"
+    fields = ", ".join(getattr(cls, "model_fields", {}))
+    return f", {{field: value}} of {fields}" if fields else ", {field: value}"
 
 
 _PARTS: dict[str, type[BaseModel]] = {}
@@ -268,14 +259,14 @@ def _subclasses(cls: type[BaseModel]) -> Iterator[type[BaseModel]]:
         yield from _subclasses(sub)
 
 
-def _siblings(cls: Any, loc: Sequence[Any]) -> list[str]:
-    """Field names of the model that holds the last item of `loc`, as far as annotations lead there."""
-    for name in loc[:-1]:
+def _holder(cls: Any, loc: Sequence[Any]) -> Any:
+    """The model that stands at `loc`, as far as annotations lead there; None where they do not."""
+    for name in loc:
         if isinstance(name, int):
             continue
         found = getattr(cls, "model_fields", {}).get(name)
         cls = _model_in(found.annotation) if found else None
-    return list(getattr(cls, "model_fields", {}))
+    return cls
 
 
 def _model_in(annotation: Any) -> Any:

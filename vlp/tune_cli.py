@@ -3,14 +3,39 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
+from typer.core import TyperCommand
 
 from eval.__main__ import MeasuresByDefault
 
 if TYPE_CHECKING:
     from vlp.embed import Encoder
+
+
+class MethodCommand(TyperCommand):
+    """`vlp tune METHOD --help` ends with what METHOD is and its settings."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.meta["words"] = list(args)
+        return super().parse_args(ctx, args)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        from vlp.adapters import ADAPTERS
+        from vlp.tune.methods import describe_methods
+
+        super().format_help(ctx, formatter)
+        if named := [word for word in ctx.meta.get("words", ())[:1] if word in ADAPTERS.entries]:
+            typer.echo(describe_methods(named) + "\n")
+
+
+def _shots(text: str) -> int | None:
+    """The number; None for all."""
+    if text != "all" and not text.isdecimal():
+        raise typer.BadParameter(f'"{text}" is neither a number of labelled pictures of each class nor all')
+    return None if text == "all" else int(text)
+
 
 app = typer.Typer(
     cls=MeasuresByDefault,
@@ -18,7 +43,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     no_args_is_help=True,
     rich_markup_mode="markdown",
-    help="Adapt a model to a domain: `vlp tune METHOD ...` is short for `vlp tune run METHOD ...`.",
+    help="Adapt a model to a domain: `vlp tune METHOD ...` is short for `vlp tune run METHOD ...`. `vlp tune list`, or "
+    "`vlp tune --list`, says which methods there are, `vlp tune list METHOD` what its settings are.",
 )
 
 Words = Annotated[
@@ -35,7 +61,10 @@ Folders = Annotated[
     list[Path] | None,
     typer.Option("--features", help="folder of features in place of the file's sets; may be given several times"),
 ]
-Shots = Annotated[int | None, typer.Option(min=0, help="labelled pictures of each class, 0: none; default: all")]
+Shots = Annotated[
+    int | None,
+    typer.Option(parser=_shots, metavar="N|all", help="labelled pictures of each class, 0: none; default: all"),
+]
 Seeds = Annotated[str | None, typer.Option(help="several, as in 1,2,3; the last line is their mean")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="a setting of METHOD, key=value, dotted keys")]
 Drawn = Annotated[Path | None, typer.Option(help="draws.json of an earlier run: the same pictures, not new draws")]
@@ -93,7 +122,7 @@ class Reading(NamedTuple):
         )
 
 
-@app.command("run", no_args_is_help=True)
+@app.command("run", cls=MethodCommand, no_args_is_help=True)
 def tune(
     words: Words = None,
     features: Features = None,
@@ -105,7 +134,7 @@ def tune(
     draws: Drawn = None,
     test: Test = None,
     out: Out = None,
-    list_: Annotated[bool, typer.Option("--list", help="list the methods with their settings, and leave")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="as `vlp tune list`")] = False,
     weights: Weights = None,
     batch_size: Batch = 64,
     workers: Workers = 0,
@@ -117,8 +146,9 @@ def tune(
     """Fit METHOD to labelled pictures, measure it on test pictures, and print the result as one line of JSON.
 
     What to learn from are either stored features, `--features DIR`, or CHECKPOINT (a run, a model folder, an open_clip
-    name) and FILE.yaml with pictures (configs/tune). `vlp tune --list` says which methods there are; those that run a
-    tower need a CHECKPOINT. KEY=VALUE are settings of FILE.yaml, such as data=FOLDER, or of METHOD.
+    name) and FILE.yaml with pictures (configs/tune). `vlp tune list` says which methods there are; those that run a
+    tower need a CHECKPOINT. KEY=VALUE are settings of FILE.yaml, such as data=FOLDER, or of METHOD, which
+    `vlp tune METHOD --help` shows below.
 
     Test labels stay shut until METHOD is fitted. What it chooses, it chooses on validation (val.npz, or min(shots, 4)
     pictures a class that were not drawn) or inside of the support; `selection` in the record says where.
@@ -129,12 +159,12 @@ def tune(
     Example: `vlp tune linear runs/out/demo configs/tune/scenes.yaml --shots 16 --seeds 1,2,3 --out runs/out/linear`
     """
     from eval import tuning_run
-    from vlp.tune.methods import build_method, list_methods
+    from vlp.tune.methods import build_method
 
     if list_:
-        return typer.echo(list_methods())
+        return list_methods(words)
     if not words:
-        raise ValueError("which METHOD? `vlp tune --list` shows all")
+        raise ValueError("which METHOD? `vlp tune list` shows all")
     given = tuning_run.sort_words(words, features=[features] if features else [])
     adapter = build_method(words[0], [*(set_ or []), *given.settings], paper=protocol == "paper")
     asked = tuning_run.Asked(
@@ -142,6 +172,21 @@ def tune(
     )
     encoder = Reading(weights, batch_size, workers, device, precision, cache, no_cache).encoder(given.model)
     tuning_run.run_all(adapter, given, encoder, test or [], asked, typer.echo)
+
+
+@app.command("list")
+def list_methods(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[METHOD...]", help="methods whose settings to show; all: every one")
+    ] = None,
+) -> None:
+    """List the methods by what they learn from; with a METHOD its settings, their defaults and what they mean.
+
+    Example: `vlp tune list gda`, or `vlp tune list all`
+    """
+    from vlp.tune import methods
+
+    typer.echo(methods.describe_methods(names) if names else methods.list_methods())
 
 
 @app.command("grid", no_args_is_help=True)

@@ -178,7 +178,7 @@ def test_what_is_said_of_the_mistakes_that_newcomers_make(told, photos, tmp_path
             (
                 ("ViT-B-32", "my.yaml"),
                 SUITE,
-                "ViT-B-32: an architecture without weights; give them too (--weights FILE)",
+                "ViT-B-32: an architecture without weights; give them too (--weights FILE, in Python weights=FILE)",
             ),
             (("my photos", "my.yaml"), SUITE, "no model was given (my photos holds pictures, no model)"),
             (("nano", "mine.yaml"), SUITE, "no configuration file mine.yaml (in"),

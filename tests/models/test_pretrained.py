@@ -16,7 +16,7 @@ from vlp.models import pretrained
 from vlp.models.arch import OURS_FILE
 from vlp.models.find import names
 from vlp.models.model import Model
-from vlp.models.state import to_open_clip
+from vlp.models.state import read_weights, to_open_clip
 
 from .test_freeze import RESNET, TIMM
 from .tiny import NANO, make_dual, random_ids, reference
@@ -130,13 +130,61 @@ def test_faults_are_named(tmp_path: Path) -> None:
         pretrained.load(tmp_path / "empty")
     with pytest.raises(ValueError, match='did you mean "ViT-B-32"'):
         pretrained.load("ViT-B-23", weights=weights)
-    with pytest.raises(ValueError, match="no file or folder"):
+    with pytest.raises(ValueError, match=r"^model.pretrained: .*nothing\.pt: no such file or folder \(in [^;]*\)$"):
         Model(arch="vlp-nano", pretrained=str(tmp_path / "nothing.pt")).build()
+    with pytest.raises(ValueError, match='did you mean "wider.json"'):
+        Model(arch="vlp-nano", pretrained=str(tmp_path / "widder.json")).build()
     (tmp_path / "evil.pt").write_bytes(b"not weights")
     with pytest.raises(ValueError, match="without running code"):
         pretrained.load(tmp_path / "wider.json", weights=tmp_path / "evil.pt")
     with pytest.raises(ValueError, match="set arch"):
         Model()
+
+
+OPENAI, LAION = "timm/vit_base_patch32_clip_224.openai", "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [("openai", OPENAI), ("laion2b_s34b_b79k", LAION), (f"hf-hub:{LAION}", LAION), (LAION, LAION)],
+)
+def test_weights_that_open_clip_or_the_hub_would_fetch_are_said_to_be_fetched_first(name: str, model: str) -> None:
+    with pytest.raises(ValueError, match="not downloaded here") as caught:
+        pretrained.load("ViT-B-32", weights=name)
+    remedy = f"`hf download {model} --local-dir models/{model.split('/')[1]}`, and give that folder"
+    assert str(caught.value) == f"weights: {name}: no such file or folder (in {Path.cwd()}); " + (
+        f"models of the hub are not downloaded here: {remedy}"
+        if "/" in name
+        else f"open_clip calls weights so, and they are not downloaded here: {remedy}"
+    )
+
+
+@pytest.mark.parametrize("name", [f"hf-hub:{LAION}", LAION, f"https://huggingface.co/{LAION}/tree/main"])
+def test_a_model_of_the_hub_is_said_to_be_fetched_first(name: str) -> None:
+    for read in (pretrained.load, lambda source: Model(pretrained=source).find_arch()):
+        with pytest.raises(
+            ValueError, match=rf"not downloaded here: `hf download {LAION} --local-dir models/CLIP-ViT-"
+        ):
+            read(name)
+    dual = make_dual()
+    with pytest.raises(ValueError, match=f"model.pretrained: .* `hf download {LAION} "):
+        pretrained.start(dual, name)
+    with pytest.raises(ValueError, match="not downloaded here: `hf download timm/vit_base_patch32_clip_224.openai "):
+        pretrained.start(dual, "openai", arch="ViT-B-32")
+
+
+def test_paths_are_not_taken_for_models_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    for name in ("runs/demo", "other/weights.pt", "a/b/c", "demo"):
+        with pytest.raises(ValueError, match=r"no such file or folder \(in .*\); a model is a run") as caught:
+            pretrained.load(name)
+        assert "hub" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"; a model is a run, .*; models of the hub are not downloaded here"):
+        pretrained.load("gone/demo")
+    for kind in ("safetensors", "pt"):
+        with pytest.raises(ValueError, match=rf"^none.{kind}: no such file or folder \(in {tmp_path}\)$"):
+            read_weights(Path(f"none.{kind}"))
 
 
 def test_quick_gelu_mismatch_is_said(tmp_path: Path) -> None:

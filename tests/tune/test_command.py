@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from fnmatch import fnmatch
 
 import numpy as np
@@ -17,6 +18,12 @@ from vlp.tune.record import TuneRecord, summary
 from vlp.tune_cli import Reading, app
 
 __all__ = ["folder", "methods"]
+
+
+def shown(*words):
+    result = CliRunner().invoke(app, list(words), env={"COLUMNS": "300"}, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
 
 
 def call(*words):
@@ -145,11 +152,59 @@ def test_means_over_seeds_are_of_64_bits():
 
 
 def test_the_list_says_what_each_method_is(methods):
-    said = CliRunner().invoke(app, ["--list"]).stdout
-    assert all(f"{name}  [" in said for name in ADAPTERS.names())
-    assert "tower  [few-shot, runs both towers]" in said
-    assert "looks  [transductive, runs no tower]" in said
-    assert "    weight = 1.0" in said
+    said = shown("--list")
+    assert said == shown("list")
+    groups = dict(re.findall(r"^([a-z-]+):\n(.*?)\n\n", said, re.MULTILINE | re.DOTALL))
+    assert list(groups) == ["zero-shot", "few-shot", "unsupervised", "transductive"]
+    assert sorted(line.split()[0] for text in groups.values() for line in text.splitlines()) == ADAPTERS.names()
+    assert re.search(r"^tower  .* Runs both towers\.$", groups["few-shot"], re.MULTILINE)
+    assert re.search(r"^looks  .* Runs no tower\.$", groups["transductive"], re.MULTILINE)
+    assert " = " not in groups["few-shot"].partition("means ")[2].splitlines()[0]
+    assert "vlp tune list" in shown("--help")
+
+
+def test_a_named_method_is_shown_with_its_settings(methods):
+    said = shown("list", "means")
+    assert said.splitlines()[0] == "means  [few-shot, runs no tower]"
+    assert {"    weight = 1.0", "    protocol = honest  (honest | paper)"} <= set(said.splitlines())
+    assert said == shown("--list", "means")
+    assert said.strip() in shown("means", "--help")
+    assert "few-shot, runs" not in shown("run", "--help")
+    assert [f"\n{name}  [" in "\n" + shown("list", "all") for name in ADAPTERS.names()] == [True] * len(
+        ADAPTERS.names()
+    )
+    with pytest.raises(ValueError, match='no method "meens"; did you mean "means"'):
+        shown("list", "meens")
+
+
+def test_shots_may_be_all(folder, methods):
+    (found,) = call("means", "--features", folder, "--shots", "all")
+    assert (found["shots"], found["labelled"]) == (None, "all")
+    refused = CliRunner().invoke(app, ["means", "--features", str(folder), "--shots", "many"])
+    assert refused.exit_code == 2
+    assert "neither a number" in refused.stderr
+    assert CliRunner().invoke(app, ["means", "--features", str(folder), "--shots", "-1"]).exit_code == 2
+
+
+def test_classes_with_fewer_pictures_than_shots_are_said_and_counted(methods, tmp_path):
+    found = arrays()
+    keep = np.concatenate([np.flatnonzero(found["train"]["label"] == label)[: 3 + (label > 0)] for label in range(6)])
+    found["train"] = {name: values[keep] for name, values in found["train"].items()}
+    own = {name: part for name, part in found.items() if name != "val"}
+    place = write(tmp_path / "few", own)
+    for shots, classes, said in (
+        (3, None, None),
+        (4, 1, "few: 1 of 6 classes have fewer than 4 pictures (fewest: 3); none is left to choose on"),
+        (8, 6, "few: 6 of 6 classes have fewer than 8 pictures (fewest: 3); none is left to choose on"),
+    ):
+        result = CliRunner().invoke(app, ["means", "--features", str(place), "--shots", str(shots), "--seeds", "1,2"])
+        assert result.exit_code == 0, result.output
+        assert (said is None and "fewer" not in result.stderr) or result.stderr.count(f"{said}\n") == 1
+        records = [json.loads(line) for line in result.stdout.splitlines()]
+        assert [record["counts"].get("classes_short") for record in records] == [classes] * 3
+    half = ["--shots", "4", "--protocol", "base_to_new"]
+    assert call("means", "--features", place, *half)[0]["counts"]["classes_short"] == 1
+    assert "classes_short" not in call("zeroshot", "--features", place, "--shots", 8)[0]["counts"]
 
 
 @pytest.mark.parametrize(
@@ -185,5 +240,10 @@ def test_words_are_settings_of_the_file_where_it_knows_them(tmp_path, methods):
     assert (given.model, given.settings, given.tuning.data, given.tuning.seeds) == (
         "model", ["folder=x"], "elsewhere", (7,),
     )  # fmt: skip
-    with pytest.raises(ValueError, match='dota: unknown field; did you mean "data"'):
-        sort_words(["saved", "model", str(file), "dota=x"], features=[])
+    for method, word, said in (
+        ("saved", "dota=x", f'dota: unknown field; did you mean "data" of {file}'),
+        ("means", "wait=2", 'wait: unknown field; did you mean "weight" of means'),
+        ("means", "zzz.a=2", f"zzz: unknown field; means has .*weight.*; {file} has name, data, sets"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            sort_words([method, "model", str(file), word], features=[])

@@ -170,6 +170,23 @@ def test_csv_has_a_line_a_number_and_latex_is_escaped(folder, methods, tmp_path)
     assert "\\begin{tabular}" in call("table", tmp_path / "out", "--format", "latex").stdout
 
 
+def test_classes_with_fewer_pictures_than_shots_are_marked_in_tables(methods, tmp_path):
+    write(tmp_path / "features", arrays(train=5))
+    text = (
+        "name: g\nsets: [{dataset: one, features: features}]\nmethods: [zeroshot, means]\nshots: [4, 8]\nseeds: [1]\n"
+    )
+    said = grid(tmp_path, text, code=0).stderr
+    assert said.count("one: 6 of 6 classes have fewer than 8 pictures (fewest: 5)") == 1
+    table = call("table", tmp_path / "out").stdout
+    row = next(line for line in table.splitlines() if line.startswith("| means "))
+    assert [cell.count("§") for cell in row.split("|")[2:5]] == [0, 0, 1]
+    assert "§ some classes have fewer labelled pictures than the column says" in table
+    lines = csv.DictReader(call("table", tmp_path / "out", "--format", "csv").stdout.splitlines())
+    assert {(line["method"], line["labelled"]): line["classes_short"] for line in lines} == {
+        ("zeroshot", "none"): "0", ("means", "4"): "0", ("means", "8"): "6",
+    }  # fmt: skip
+
+
 def test_base_to_new_shows_both_halves_and_h_of_the_means(folder, methods, tmp_path):
     write(tmp_path / "other", arrays(seed=9))
     text = FILE.replace("breaks, pool", "zeroshot").replace(

@@ -84,7 +84,7 @@ class AtlasUFM(Atlas):
 
 
 class AtlasTTA(AtlasUFM):
-    """The same on the measured pictures themselves: test-time adaptation (2407.02880)."""
+    """aTLAS on the measured pictures themselves: test-time adaptation (2407.02880)."""
 
     method: ClassVar[str] = "atlas_tta"
     wants: ClassVar[tuple[Given, ...]] = ("query",)

@@ -84,7 +84,7 @@ class Model(Settings):
             pretrained_text=self.text is not None,
         )
         if self.pretrained is not None and start:
-            pretrained.start(dual, self.pretrained, text=self.text is None, stretch=self.stretch_text)
+            pretrained.start(dual, self.pretrained, text=self.text is None, stretch=self.stretch_text, arch=self.arch)
         dual.set_needs(needs)
         self.lock(dual)
         if self.grad_checkpointing:

@@ -17,13 +17,18 @@ from vlp.models.arch import CONFIG_FILE, HF_FILE, OURS_FILE, Arch
 from vlp.models.assemble import Settings, assemble
 from vlp.models.dual import Dual
 from vlp.models.find import find, names, read_folder
+from vlp.models.hub import not_here
 from vlp.models.mismatch import mismatches
 from vlp.models.resize import adapt
 from vlp.models.state import State, head_state, load_strict, read_weights, to_open_clip, to_ours, weight_file
 from vlp.models.stretch import StretchText
-from vlp.registry import Part, nearest
+from vlp.registry import Part
 
 WEIGHTS_FILE, HEADS_FILE = "open_clip_model.safetensors", "heads.safetensors"
+_NO_WEIGHTS = "an architecture without weights; give them too (--weights FILE, in Python weights=FILE)"
+_WANTED = (
+    "; a model is a run, a folder of open_clip or Hugging Face, or the name of an architecture with --weights FILE"
+)
 log = logging.getLogger(__name__)
 
 
@@ -54,6 +59,8 @@ def load(path: Path | str, *, weights: Path | str | None = None) -> Dual:
     folder; or the name of an architecture, together with a file of `weights`.
     """
     found = find(str(path)) if weights is not None else arch_of(str(path))
+    if weights is not None and not Path(weights).exists():
+        raise ValueError(f"weights: {not_here(str(weights), arch=str(path))}")
     source = Path(weights) if weights is not None else model_folder(Path(path))
     dual = assemble(found, Settings())
     state = _read(source)
@@ -76,17 +83,18 @@ def load_weights(dual: Dual, folder: Path | str) -> None:
     load_strict(dual.heads, heads, where=str(folder / HEADS_FILE))
 
 
-def start(dual: Dual, source: str, *, text: bool = True, stretch: StretchText | None = None) -> list[str]:
+def start(
+    dual: Dual, source: str, *, text: bool = True, stretch: StretchText | None = None, arch: str | None = None
+) -> list[str]:
     """Start `dual` from the weights at `source`; returns one line for everything that was adapted or left out.
 
     Positions are interpolated to another picture size or context; embeddings of another vocabulary stay at random.
     text: False where the text tower is another one, and only the image tower starts from `source`.
-    stretch: how text positions become more, in place of interpolation.
+    stretch: how text positions become more, in place of interpolation. arch: its name, to say where weights are found.
     """
     path = model_folder(Path(source)) if Path(source).is_dir() else Path(source)
     if not path.exists():
-        near = nearest(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
-        raise ValueError(f"model.pretrained: no file or folder {source}{near}")
+        raise ValueError(f"model.pretrained: {not_here(source, arch=arch)}")
     state = _read(path)
     _told(mismatches(dual, path, state, resized=True))
     state = _named(state, path)
@@ -113,13 +121,9 @@ def arch_of(source: str) -> Arch:
         raise ValueError(f"{source}: a file of weights says nothing of its architecture; name that too (arch: NAME)")
     if not path.exists():
         if source in names():
-            raise ValueError(f"{source}: an architecture without weights; give them too (--weights FILE)")
-        near = nearest(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
-        raise ValueError(
-            f"{source}: no such file or folder (in {Path.cwd()}); a model is a run, a folder of open_clip or Hugging "
-            f"Face, or the name of an architecture with --weights FILE{near if near.startswith('; did') else ''}"
-        )
-    raise ValueError(f"{source}: an architecture without weights; give them too (--weights FILE)")
+            raise ValueError(f"{source}: {_NO_WEIGHTS}")
+        raise ValueError(not_here(source, wanted=_WANTED))
+    raise ValueError(f"{source}: {_NO_WEIGHTS}")
 
 
 def model_folder(path: Path) -> Path:

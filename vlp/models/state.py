@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vlp.models.build import class_of
 from vlp.models.dual import Dual
+from vlp.models.hub import not_here
 from vlp.untrusted import read_object, read_tensors
 
 _MAX_PACKED = 16 << 20  # bytes that a TorchScript archive, which is told so, may unpack to beyond its own
@@ -34,6 +35,8 @@ def weight_file(folder: Path) -> Path:
 
 def read_weights(path: Path) -> State:
     """Name to tensor, from .safetensors (also sharded, by its index) or a torch file; nothing in it is executed."""
+    if not path.exists():
+        raise ValueError(not_here(str(path)))
     if path.suffix == ".safetensors":
         return read_tensors(path)
     if path.name.endswith(".index.json"):

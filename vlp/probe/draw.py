@@ -8,7 +8,7 @@ the order of shards, from the other classes, or from a library's random numbers.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -33,6 +33,20 @@ class Draw(BaseModel):
     def short(self) -> int:
         """Number of classes that have fewer pictures than shots."""
         return sum(len(keys) < self.shots for keys in self.train.values())
+
+    def only(self, names: Collection[str]) -> Draw:
+        """Of these classes alone."""
+        parts = {part: {n: k for n, k in getattr(self, part).items() if n in names} for part in ("train", "validation")}
+        return self.model_copy(update=parts)
+
+    @property
+    def lacks(self) -> str:
+        """In words how many classes have fewer pictures than shots; empty where all have as many."""
+        if not self.short:
+            return ""
+        fewest = min(map(len, self.train.values()))
+        said = f"{self.short} of {len(self.train)} classes have fewer than {self.shots} pictures (fewest: {fewest})"
+        return said if any(self.validation.values()) else f"{said}; none is left to choose on"
 
 
 class Draws(BaseModel):

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from vlp import config
 from vlp.adapters import ADAPTERS
 from vlp.adapters.adapter import Adapter
+from vlp.listing import one_line_each, paragraphs, sentence, settings, with_settings
 from vlp.registry import nearest
 from vlp.tune.fitting import Setting, traits
 
 ORDER: tuple[Setting, ...] = ("zero-shot", "few-shot", "unsupervised", "transductive")
 PAPER = "paper"
+ALL = "all"
 
 
 def build_method(name: str, overrides: Sequence[str] = (), *, paper: bool = False) -> Adapter:
@@ -32,26 +33,38 @@ def build_method(name: str, overrides: Sequence[str] = (), *, paper: bool = Fals
 def adapter_class(name: str) -> type[Adapter]:
     """The class of a method; ValueError naming the nearest."""
     if name not in ADAPTERS.entries:
-        raise ValueError(f'no method "{name}"{nearest(name, ADAPTERS.names())}; `vlp tune --list` shows all')
+        raise ValueError(f'no method "{name}"{nearest(name, ADAPTERS.names())}; `vlp tune list` shows all')
     found: type[Adapter] = ADAPTERS.resolve(name)
     return found
 
 
 def list_methods() -> str:
-    """Every method: its setting, what it runs, one line of what it is, and its fields with their defaults."""
-    rows: list[tuple[int, str, Any]] = []
-    for name in ADAPTERS.names():
+    """A line for each method under what it learns from: its name, what it is, and what it runs."""
+    rows = [(name, f"{sentence(adapter_class(name))} Runs {_runs(name)}.") for name in _ordered()]
+    lines = dict(zip(_ordered(), one_line_each(rows), strict=True))
+    groups = [(setting, [line for name, line in lines.items() if _setting(name) == setting]) for setting in ORDER]
+    said = [line for setting, own in groups if own for line in (f"{setting}:", *own, "")]
+    return "\n".join([*said, "Their settings: vlp tune list NAME..., or vlp tune list all"])
+
+
+def describe_methods(names: Sequence[str]) -> str:
+    """These methods, every one for "all": what each learns from, runs and is, and its fields with their defaults."""
+    blocks = []
+    for name in _ordered() if ALL in names else names:
         cls = adapter_class(name)
-        setting = traits(cls.model_construct()).setting
-        rows.append((ORDER.index(setting), name, cls))
-    lines = []
-    for place, name, cls in sorted(rows, key=lambda row: row[:2]):
-        lines.append(f"{name}  [{ORDER[place]}, runs {_runs(cls)}]")
-        lines.append(f"  {(cls.__doc__ or '').strip().splitlines()[0]}")
-        for field, default, text in config.settings(cls):
-            lines.append(f"    {field} = {default}" + (f"  ({text})" if text else ""))
-    return "\n".join(lines)
+        title = f"{name}  [{_setting(name)}, runs {_runs(name)}]"
+        blocks.append("\n".join(with_settings(title, paragraphs(cls), settings(cls))))
+    return "\n\n".join(blocks)
 
 
-def _runs(cls: type[Adapter]) -> str:
-    return {"features": "no tower", "text": "the text tower", "towers": "both towers"}[cls.level]
+def _ordered() -> list[str]:
+    """All methods, those that learn from least first."""
+    return sorted(ADAPTERS.names(), key=lambda name: (ORDER.index(_setting(name)), name))
+
+
+def _setting(name: str) -> Setting:
+    return traits(adapter_class(name).model_construct()).setting
+
+
+def _runs(name: str) -> str:
+    return {"features": "no tower", "text": "the text tower", "towers": "both towers"}[adapter_class(name).level]

@@ -99,7 +99,7 @@ class FewShot(Protocol):
             found.ci95,
             found.chance,
             Hits(acc1=hits_of(stock, found)),
-            {"images": len(found.rows), "classes": len(stock.names), **counts_of(given, len(stock.names))},
+            {"images": len(found.rows), "classes": len(stock.names), **counts_of(given, len(stock.names), trial)},
             skips,
             believed(stock, given, classifier),
         )
@@ -241,10 +241,13 @@ def hits_of(stock: Stock, found: Score) -> tuple[list[str], Bool[Tensor, "n"]]:
     return [keys[row] for row in found.rows.tolist()], found.hits
 
 
-def counts_of(given: Given, classes: int) -> dict[str, int]:
-    """Pictures by what they were for, and classes that no labelled one was of."""
+def counts_of(given: Given, classes: int, trial: Trial) -> dict[str, int]:
+    """Pictures by what they were for, and classes that no labelled one was of, or that fewer could be drawn of."""
     counts = {name: len(part) for name, part in given.parts().items() if part is not None}
     if given.support is not None:
         without = classes - len(given.support.known.unique())
         counts |= {"classes_without_support": without} if without else {}
+        learned = set(trial.stock.words(given.support))
+        drawn = trial.drawn.only(learned).short if trial.drawn else 0
+        counts |= {"classes_short": drawn} if drawn else {}
     return counts

@@ -76,17 +76,17 @@ class Stock:
                 continue
             if len(rows) > FEW * len(own):
                 self.refuse_measured(self)
-            _tell(f"{self.dataset}: {len(rows)} of {len(own)} pictures of {name} are test pictures: left out")
+            tell(f"{self.dataset}: {len(rows)} of {len(own)} pictures of {name} are test pictures: left out")
             kept = subset(own, [row for row in range(len(own)) if row not in rows])
             stock = replace(stock, **{name: kept}, skips={**stock.skips, f"{name}_is_test": len(rows)})  # type: ignore[arg-type]
         if stock.unlabelled is not None and stock.measured_unlabelled:
             seen = f"{len(stock.measured_unlabelled)} of {len(stock.unlabelled)} unlabelled pictures are test pictures"
-            _tell(f"{stock.dataset}: {seen}: what learns from them is transductive")
+            tell(f"{stock.dataset}: {seen}: what learns from them is transductive")
         if stock.train is not None and stock.validation is not None:
             both = shared_rows(stock.validation, stock.train)
             if both:
                 seen = f"{len(both)} of {len(stock.validation)} validation pictures are in train"
-                _tell(f"{stock.dataset}: {seen}: what is chosen on them is chosen on what was learned")
+                tell(f"{stock.dataset}: {seen}: what is chosen on them is chosen on what was learned")
         return stock
 
     def refuse_measured(self, target: Stock) -> None:
@@ -130,7 +130,8 @@ class Stock:
         return [self.names[label] if unique else str(label) for label in labels]
 
 
-def _tell(line: str) -> None:
+def tell(line: str) -> None:
+    """One line for people, on stderr."""
     console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 

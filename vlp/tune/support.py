@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from vlp.adapters.task import Examples
 from vlp.probe.draw import Draw, Draws, draw, rows_of
-from vlp.tune.stock import Stock, keys_of, subset
+from vlp.tune.stock import Stock, keys_of, subset, tell
 
 
 class Chosen(NamedTuple):
@@ -60,6 +60,12 @@ def make_draws(stock: Stock, *, shots: Sequence[int], seeds: Sequence[int]) -> D
     own = stock.validation
     held = (stock.words(own), keys_of(own)) if own is not None else None
     return draw(stock.words(train), keys_of(train), shots=shots, seeds=seeds, validation=held)
+
+
+def tell_short(dataset: str, draws: Iterable[Draw]) -> None:
+    """Says on stderr, once for each number of shots, how many classes have fewer pictures than that."""
+    for said in dict.fromkeys(one.lacks for one in draws if one.lacks):
+        tell(f"{dataset}: {said}")
 
 
 def find_draw(draws: Draws, *, shots: int, seed: int, where: str | Path) -> Draw:

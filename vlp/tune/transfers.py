@@ -69,11 +69,12 @@ class BaseToNew(Protocol):
             "base": score(logits[0], torch.where(label < base, label, -1)),
             "new": score(logits[1], torch.where(label >= base, label - base, -1)),
         }
-        return self._outcome(stock, old, halves, given, base, missing=int((label < 0).sum()))
+        return self._outcome(trial, old, halves, given, base, missing=int((label < 0).sum()))
 
     def _outcome(
-        self, stock: Stock, old: Any, halves: dict[str, Score], given: Given, base: int, *, missing: int
+        self, trial: Trial, old: Any, halves: dict[str, Score], given: Given, base: int, *, missing: int
     ) -> Outcome:
+        stock = trial.stock
         hits = Hits({f"acc1_{name}": hits_of(stock, found) for name, found in halves.items()})
         hits["acc1"] = ([key for own in hits.values() for key in own[0]], torch.cat([own[1] for own in hits.values()]))
         metrics, ci95 = means(hits)
@@ -83,7 +84,7 @@ class BaseToNew(Protocol):
         sizes = {name: len(found.rows) for name, found in halves.items()}
         n = sum(sizes.values())
         chance["acc1"] = sum(chance[f"acc1_{name}"] * size for name, size in sizes.items()) / n
-        counts = {"images": n, "classes": len(stock.names), "base_classes": base, **counts_of(given, base)}
+        counts = {"images": n, "classes": len(stock.names), "base_classes": base, **counts_of(given, base, trial)}
         counts |= {f"{name}_images": size for name, size in sizes.items()}
         skips = dict(stock.skips) | ({"no_usable_label": missing} if missing else {})
         return Outcome(old, n, metrics, ci95, chance, hits, counts, skips, believed(stock, given, old))
@@ -123,7 +124,7 @@ class OpenSet(Protocol):
             {**found.ci95, "open_auroc": known.intervals()["image_auroc"]},
             {**found.chance, "open_auroc": known.chance()["image_auroc"]},
             Hits(acc1=hits_of(stock, found)),
-            {**counts, "known_classes": base, **counts_of(given, base)},
+            {**counts, "known_classes": base, **counts_of(given, base, trial)},
             dict(stock.skips) | ({"no_usable_label": missing} if missing else {}),
             believed(stock, given, classifier),
         )

@@ -32,7 +32,7 @@ from vlp.tune.record import (
     write_hits,
 )
 from vlp.tune.stock import Opening, Stock
-from vlp.tune.support import make_draws
+from vlp.tune.support import make_draws, tell_short
 
 WORST = 3  # classes named in a line
 
@@ -203,6 +203,7 @@ def _draws(stock: Stock, plan: Plan, out: Path) -> dict[tuple[int | None, int], 
     if not shots:
         return {}
     draws = make_draws(stock, shots=shots, seeds=plan.seeds)
+    tell_short(stock.dataset, draws.draws)
     file = out / "draws" / f"{stock.dataset}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(draws.model_dump_json(by_alias=True), encoding="utf-8")
