@@ -36,7 +36,7 @@ def build_towers(arch: Arch, *, patch_dropout: float | None = None, pretrained_t
     vision, text = config["vision_cfg"], config["text_cfg"]
     patch_dropout = vision.get("patch_dropout", 0.0) if patch_dropout is None else patch_dropout
     if "timm_model_name" in vision:
-        import vlp.models.layout  # noqa: F401  (timm knows its tower from then on)
+        import vlp.models.fisher  # noqa: F401  (timm knows its towers, and that of layout.py, from then on)
 
         vision["timm_model_pretrained"] = False  # nothing is fetched that was not asked for
     vision["patch_dropout"] = 0.0  # ours draws from the device's generator

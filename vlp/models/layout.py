@@ -42,7 +42,8 @@ class LayoutDescriptor(nn.Module):
         self.num_features, self.num_prefix_tokens = sum(sizes), 0
         self.default_cfg: dict[str, Any] = {"input_size": (3, 64, 64)}
         self.norm = nn.BatchNorm1d(self.num_features)
-        weight = torch.cat([torch.full((size,), (self.num_features / len(sizes) / size) ** 0.5) for size in sizes])
+        self.spread = self.num_features / len(sizes)  # of each descriptor: sum of its variances in training
+        weight = torch.cat([torch.full((size,), (self.spread / size) ** 0.5) for size in sizes])
         # By descriptor the number of what a cell holds: colours and angles come again for each cell or block.
         holds = torch.tensor([1] * FINE**3 + [CELLS**2] * COARSE**3 + [(CELLS // 2) ** 2] * ANGLES)
         self.register_buffer("_repeats", torch.arange(len(holds)).repeat_interleave(holds), persistent=False)
@@ -50,9 +51,13 @@ class LayoutDescriptor(nn.Module):
         self.register_buffer("_mean", torch.tensor(OPENAI_DATASET_MEAN).reshape(3, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(OPENAI_DATASET_STD).reshape(3, 1, 1), persistent=False)
 
+    def pixels(self, image: Tensor) -> Tensor:
+        """Red, green and blue in [0, 1], [B, 3, H, W], of normalised pictures."""
+        return (image * self._std + self._mean).clamp(0, 1).float()
+
     def cells(self, image: Tensor) -> Tensor:
         """Shares of fine and coarse colours and sums of edges of each cell, [B, 8^3 + 3^3 + 4, 8, 8]."""
-        pixels = (image * self._std + self._mean).clamp(0, 1).float()
+        pixels = self.pixels(image)
         parts = hsv(pixels)
         maps = [_shares(_binned(parts, bins), bins**3) for bins in (FINE, COARSE)]
         return torch.cat([*maps, edges(pixels)], dim=1).to(image.dtype)
