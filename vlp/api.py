@@ -40,7 +40,7 @@ def load(
     or a Hugging Face CLIP or SigLIP folder. adapter: a folder that `vlp tune --out` wrote, refused where it was fitted
     on another model; `any_backbone` takes one of stored features that do not say which model they are of.
     """
-    from vlp.models.pretrained import load as load_dual
+    from vlp.trained import load as load_dual
 
     for name, value in unknown.items():
         known = ("weights", "device", "adapter", "any_backbone")

@@ -126,6 +126,24 @@ def report(run: Annotated[Path, typer.Argument(help="folder of a run, e.g. runs/
     typer.echo(str(write_report(run)))
 
 
+@app.command("ensemble", no_args_is_help=True)
+def ensemble_of(
+    models: Annotated[list[str], typer.Argument(help="runs or model folders, two or more")],
+    out: Annotated[Path, typer.Option(help="folder of the ensemble, not there yet")],
+) -> None:
+    """Put models side by side as one: a cosine is the mean of theirs. They read pictures and texts alike.
+
+    Runs that differ in their seed alone disagree by chance, and their mean does so less. The folder is a model for
+    `vlp eval`, `embed`, `search` and `vlp.load`, K times as slow and wide as one.
+
+    Example: `vlp ensemble runs/out/a-seed0 runs/out/a-seed1 runs/out/a-seed2 --out runs/out/a-three`
+    """
+    from vlp.models import ensemble, pretrained
+
+    ensemble.save([pretrained.load(model) for model in models], out, names=models)
+    typer.echo(str(out))
+
+
 @app.command()
 def explain(
     checkpoint: Annotated[str, typer.Argument(help="run folder, model folder, Hugging Face folder or open_clip name")],

@@ -9,8 +9,9 @@ from vlp import config
 from vlp.losses import LOSSES
 from vlp.losses.loss import Loss
 from vlp.losses.objective import Objective
-from vlp.models import pretrained
+from vlp.models import ensemble, pretrained
 from vlp.models.dual import Dual
+from vlp.models.ensemble import Ensemble
 from vlp.models.state import load_strict, read_weights
 
 TOKENS = frozenset({"image_tokens", "text_tokens"})  # who needs one of these compares tokens
@@ -23,8 +24,13 @@ COMPARED = {  # what it compares, and so which maps of patches and words a run h
 EVALUATED = ("wukong", "wukong_scale", "filip_scale", "dreamlip", "flair")  # heads: reducer, scales, pooling
 
 
-def load(path: Path | str, *, weights: Path | str | None = None) -> Dual:
-    """As `pretrained.load`; of a run of ours `dual.needs` says what its losses read, and evaluated heads are there."""
+def load(path: Path | str, *, weights: Path | str | None = None) -> Dual | Ensemble:
+    """As `pretrained.load`; of a run of ours `dual.needs` says what its losses read, and evaluated heads are there.
+
+    A folder that `vlp ensemble` wrote is read as one model.
+    """
+    if weights is None and (Path(path) / ensemble.FILE).is_file():
+        return Ensemble([pretrained.load(member) for member in ensemble.member_folders(Path(path))]).eval()
     dual = pretrained.load(path, weights=weights)
     objective = losses_of(path) if weights is None else ()
     if objective:
@@ -35,7 +41,7 @@ def load(path: Path | str, *, weights: Path | str | None = None) -> Dual:
 
 def losses_of(path: Path | str) -> tuple[Loss, ...]:
     """The losses of the run that made the model at `path`, from the configuration beside it; () if there is none."""
-    if not Path(path).exists():
+    if not Path(path).exists() or (Path(path) / ensemble.FILE).is_file():
         return ()
     folder = pretrained.model_folder(Path(path))
     found = next((f for f in (folder.parent / "config.yaml", Path(path) / "config.yaml") if f.is_file()), None)

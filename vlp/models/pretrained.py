@@ -131,6 +131,10 @@ def model_folder(path: Path) -> Path:
     for folder in (path, path / "model"):
         if (folder / CONFIG_FILE).is_file() or (folder / HF_FILE).is_file():
             return folder
+    if (path / "ensemble.json").is_file():
+        raise ValueError(
+            f"{path}: an ensemble is used as a whole only; here one of its members is wanted: {path}/member-0"
+        )
     saved = checkpoint.newest(path / "checkpoints" if (path / "checkpoints").is_dir() else path)
     for rejected, reason in saved.rejected:
         log.warning("passed over %s: %s", rejected, reason)
