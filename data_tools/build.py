@@ -13,31 +13,18 @@ from data_tools.convert import Columns, RowMaker
 from data_tools.dataset import SKIPS, write_dataset
 from data_tools.tables import Folder, Quoting, Row, Table, open_table
 from data_tools.write import Reject
+from vlp.data.captions import CAPTION_COLUMNS
 from vlp.data.decode import Limits
 from vlp.data.schema import DataError, write_atomic
+from vlp.data.table import IMAGE_COLUMNS
 from vlp.registry import Part, nearest
-
-IMAGE_NAMES = (
-    "image",
-    "image_path",
-    "filepath",
-    "file_path",
-    "file_name",
-    "filename",
-    "file",
-    "path",
-    "img",
-    "jpg",
-    "png",
-)
-CAPTION_NAMES = ("caption", "captions", "text", "texts", "title", "txt", "alt_text")
 
 
 class Build(Part):
     """Rows of a folder, CSV, TSV, JSONL, parquet or `datasets` to shards; columns found by name when not given."""
 
-    image: str = ""  # column of the picture; empty: the first of IMAGE_NAMES that is there
-    captions: tuple[str, ...] = ()  # columns of texts; empty: those of CAPTION_NAMES that are there
+    image: str = ""  # column of the picture; empty: the first of IMAGE_COLUMNS that is there
+    captions: tuple[str, ...] = ()  # columns of texts; empty: those of CAPTION_COLUMNS that are there
     extra: tuple[str, ...] = ()  # more columns for the json member
     label: str = ""  # column of class names or numbers; a folder without texts: its subfolders
     key: str = ""  # column of keys; empty: row numbers
@@ -82,6 +69,8 @@ class Build(Part):
             )
             write_atomic(out / "classnames.txt", "".join(f"{name}\n" for name in classes).encode())
         result = {"rows": len(table), **written._asdict(), "columns": columns._asdict()}
+        if isinstance(table, Folder) and table.masks:
+            result["left_out"] = {"mask_of_picture": table.masks}
         return result | ({"skips": str(out / SKIPS)} if written.skipped else {})
 
     def _columns(self, table: Table, source: str) -> Columns:
@@ -89,10 +78,10 @@ class Build(Part):
         for name in (self.image, self.label, self.key, *self.captions, *self.extra):
             if name and name not in known:
                 raise DataError(f'{source}: no column "{name}"{nearest(name, known)}')
-        image = self.image or next((name for name in IMAGE_NAMES if name in known), "")
+        image = self.image or next((name for name in IMAGE_COLUMNS if name in known), "")
         if not image:
             raise DataError(f"{source}: which column is the picture? say --image; columns: {', '.join(known)}")
-        captions = self.captions or tuple(name for name in CAPTION_NAMES if name in known and name != image)
+        captions = self.captions or tuple(name for name in CAPTION_COLUMNS if name in known and name != image)
         label = self.label
         if isinstance(table, Folder) and not label and not captions and "class" in known:
             label = "class"

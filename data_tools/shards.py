@@ -10,6 +10,8 @@ from braceexpand import braceexpand
 
 from vlp.data import index as shard_index
 from vlp.data.schema import DataError, read_manifest
+from vlp.data.urls import no_shards, refuse_picture
+from vlp.paths import refuse_url
 
 
 class Raw(NamedTuple):
@@ -29,13 +31,16 @@ def find_shards(patterns: Iterable[str]) -> list[Path]:
         for name in braceexpand(pattern):
             matches = _expand(name)
             if not matches:
-                raise DataError(f"no shard matches {name} (in {Path.cwd()})")
+                folder = Path(name).is_dir()
+                raise DataError(no_shards(Path(name)) if folder else f"no shard matches {name} (in {Path.cwd()})")
             found += matches
     return list(dict.fromkeys(found))
 
 
 def _expand(name: str) -> list[Path]:
+    refuse_url(name, fault=DataError)
     path = Path(name)
+    refuse_picture(path)
     if path.is_dir():
         manifest = read_manifest(path)
         if manifest is not None:

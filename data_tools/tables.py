@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 from data_tools.write import Reject, digest_of
+from vlp.data.folder import list_pictures
 from vlp.data.schema import DataError, file_sha256
+from vlp.paths import refuse_url
 from vlp.registry import nearest
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 Quoting = Literal["minimal", "none"]
 
 
@@ -53,6 +54,11 @@ class Folder:
     def folder(self) -> Path:
         return self.path
 
+    @property
+    def masks(self) -> int:
+        """How many files are masks of pictures beside them."""
+        return _listed(self.path)[1]
+
     def __len__(self) -> int:
         return len(_pictures(self.path))
 
@@ -82,8 +88,14 @@ class Folder:
 
 
 @functools.lru_cache(maxsize=2)
+def _listed(folder: Path) -> tuple[list[Path], int]:
+    """The pictures that the source `folder` has too, in its order, and the number of masks among the files."""
+    pictures, masks = list_pictures(folder)
+    return [folder / name for name in pictures], len(masks)
+
+
 def _pictures(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES and path.is_file())
+    return _listed(folder)[0]
 
 
 @dataclass(frozen=True)
@@ -256,6 +268,7 @@ def _open_datasets(path: str, split: str) -> Any:
 
 def open_table(source: str, *, split: str, quoting: Quoting | None) -> Table:
     """The table that `source` is, by its form: folder, file ending, else an id of `datasets`."""
+    refuse_url(source, fault=DataError)
     path = Path(source)
     ending = path.suffix.lower()
     if path.is_dir():

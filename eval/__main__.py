@@ -186,7 +186,9 @@ def compare(
         str,
         typer.Option(help="recall, or a metric of pointing, caption_negatives or true_false, e.g. pointing_phrase"),
     ] = "recall",
-    baseline: Annotated[str, typer.Option(help="name of the arm that the others are compared with")] = "clip",
+    baseline: Annotated[
+        str | None, typer.Option(help="name of the arm that the others are compared with; default: the first")
+    ] = None,
     n_boot: Annotated[int, typer.Option(help="bootstrap resamples")] = 10_000,
 ) -> None:
     """Compare arms on the same queries: paired bootstrap over pictures, and the spread over seeds.

@@ -55,7 +55,7 @@ class Row(NamedTuple):
 def compare(
     arms: Mapping[str, Arm],
     *,
-    baseline: str,
+    baseline: str | None = None,
     dataset: str,
     measure: str = RECALL,
     k: Sequence[int] = (1, 5, 10),
@@ -64,8 +64,10 @@ def compare(
     """One row an arm, best first; the runs were evaluated on `dataset` by the benchmark that has the measure.
 
     measure: "recall", the mean of recall at `k` both ways, or a column of hits (`eval.hits.read_hits`).
+    baseline: the arm that the others are compared with; None: the first.
     ValueError where a run lacks that evaluation, or its queries are others than the baseline's.
     """
+    baseline = next(iter(arms)) if baseline is None else baseline
     if baseline not in arms:
         raise ValueError(f'no arm "{baseline}"{nearest(baseline, arms)}')
     read = {

@@ -9,9 +9,11 @@ from typing import Any
 from eval.data import is_plain_folder
 from eval.layout import CLASSES, is_layout
 from eval.suite import Suite
+from vlp.data.captions import CAPTION_COLUMNS
 from vlp.data.sources import open_records
 
 _MODEL_FILES = ("open_clip_config.json", "config.json", "config.yaml", "checkpoints", "model_index.json")
+_WEIGHTS = ("model", "step-*", "*.safetensors", "*.bin", "*.pt")
 
 
 def is_pictures(path: Path) -> bool:
@@ -21,6 +23,11 @@ def is_pictures(path: Path) -> bool:
     if is_layout(path, "test"):
         return True
     return is_plain_folder(path)
+
+
+def is_model(path: Path) -> bool:
+    """Whether a folder may be a model: it has a file that one has, be it broken; loading it says more."""
+    return any(any(path.glob(pattern)) for pattern in (*_MODEL_FILES, *_WEIGHTS))
 
 
 def suite_of_folder(path: Path) -> Suite:
@@ -48,4 +55,4 @@ def _of_captions(fields: tuple[str, ...]) -> list[dict[str, Any]]:
 def _caption_fields(records: Any) -> tuple[str, ...]:
     if records.layout == "texts":
         return ("txt", "caption", "captions", "text")
-    return ("caption", "captions", "text", "title")
+    return CAPTION_COLUMNS

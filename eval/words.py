@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from eval.own import is_pictures, suite_of_folder
+from eval.own import is_model, is_pictures, suite_of_folder
 from eval.suite import Suite, load_suite
+from vlp import paths
 
 SUITE_ENDINGS = (".yaml", ".yml")
 
@@ -30,6 +31,8 @@ def sort_words(words: Sequence[str]) -> Asked:
     """The words by kind; ValueError where a model or a suite is missing."""
     asked = Asked([], [], [], [])
     for word in words:
+        if "=" not in word:
+            paths.refuse_url(word)
         if word.endswith(SUITE_ENDINGS) and "=" not in word:
             asked.suites.append(Path(word))
         elif "=" in word and not Path(word).exists():
@@ -57,8 +60,10 @@ def sort_words(words: Sequence[str]) -> Asked:
 
 def _neither(path: Path) -> str | None:
     """Why what was taken for a model is none, nor pictures, where that can be told by looking."""
-    if path.is_dir() and not any(path.iterdir()):
-        return "an empty folder: neither a model nor pictures"
+    if path.is_dir() and not is_model(path):
+        inside = paths.listed(sorted(place.name for place in path.iterdir()))
+        holds = f"; it holds {inside}" if inside else ""
+        return f"{paths.kind_of(path)}: neither a model nor pictures in it or in folders in it{holds}"
     if path.suffix == ".tar" and path.is_file():
         return "a tar is no model; to measure on it name it in a suite (`data: FILE`), or unpack it and name the folder"
     return None

@@ -25,6 +25,7 @@ from vlp.adapters.vpt import VPT
 from vlp.api import VLP, load
 from vlp.search import Index, SearchError, build_index
 from vlp.search_cli import app
+from vlp.types import BadSampleError
 
 __all__ = ["place"]
 NAMES = ("red", "green", "blue")
@@ -70,6 +71,20 @@ def test_classify_says_what_the_fitted_classifier_says(place: Path, fitted: dict
         assert set(some) == {"blue", "red"}
         assert sum(some.values()) == pytest.approx(1.0)
         assert model.classify([]) == []
+
+
+@pytest.mark.parametrize("name", ["ncm", "vpt"])
+def test_beside_a_bad_picture_the_others_are_classified(name: str, place: Path, fitted: dict[str, Any]) -> None:
+    model = load(place / "model", device="cpu", adapter=place / "fitted" / name)
+    assert fitted[name].needs == {"ncm": "features", "vpt": "pictures"}[name]
+    pictures = [b"none", PICTURES[0], PICTURES[1][:40], PICTURES[2]]
+    found = model.classify_readable(pictures, top=None)
+    assert (found.kept, [skip.key for skip in found.skips]) == ([1, 3], ["0", "2"])
+    for got, want in zip(found.classes, model.classify([PICTURES[0], PICTURES[2]], top=None), strict=True):
+        assert got == pytest.approx(want, abs=1e-6)
+    with pytest.raises(BadSampleError, match="picture 0, picture 2 cannot be read"):
+        model.classify(pictures)
+    assert model.classify_readable([b"none"]).classes == []
 
 
 def opened(content: bytes) -> Any:

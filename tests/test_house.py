@@ -28,7 +28,9 @@ Tree = Mapping[str, str]  # path relative to the root, with "/" -> text
 
 # A module imports from lower layers only. The longest name that fits a module says its layer (docs/design.md).
 LAYERS = {
-    **dict.fromkeys(("vlp.types", "vlp.registry", "vlp.dist", "vlp.duration", "vlp.room", "vlp.untrusted"), 0),
+    **dict.fromkeys(
+        ("vlp.types", "vlp.registry", "vlp.dist", "vlp.duration", "vlp.paths", "vlp.room", "vlp.untrusted"), 0
+    ),
     **dict.fromkeys(("vlp.config", "vlp.log", "vlp.checkpoint", "vlp.text", "vlp.kernels", "vlp.metrics"), 1),
     "vlp.listing": 1,
     **dict.fromkeys(("vlp.losses", "vlp.data", "vlp.optim", "vlp.optim_state", "vlp.probe"), 2),

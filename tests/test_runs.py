@@ -156,6 +156,22 @@ def test_open_clip_reads_the_checkpoint_of_a_run(tmp_path: Path, urls: str) -> N
     torch.testing.assert_close(model.logit_bias.reshape(1), ours.logit_bias)
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system gives a process all cores")
+def test_threads_follow_the_environment_and_the_cores_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = config.validate(Run, settings(Path("out"), "x.tar", threads=None), where="test")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(6)))
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert [run.torch_threads(world) for world in (1, 2, 4, 8)] == [6, 3, 1, 1]
+    for value, threads in (("3", 3), ("4,2", 4), ("0", 6), ("many", 6)):
+        monkeypatch.setenv("OMP_NUM_THREADS", value)
+        assert run.torch_threads() == threads
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as torchrun sets it
+    assert run.torch_threads(2) == 3
+    assert run.model_copy(update={"threads": 5}).torch_threads() == 5
+
+
 def doctor(out: Path, urls: str, **data: Any) -> tuple[bool, str]:
     """The verdict on a run and what is shown of it."""
     values = settings(out, urls)

@@ -261,4 +261,38 @@ def test_commands_say_what_is_wrong(place: Path, tmp_path: Path, monkeypatch: py
     assert "runs/out/demo" in nameless.output
     (tmp_path / "text.png").write_text("no picture")
     unreadable = run.invoke(app, ["classify", "text.png", "--names", "a,b", "--model", str(place / "model")])
-    assert "text.png cannot be read" in str(unreadable.exception)
+    assert unreadable.exit_code == 1
+    assert unreadable.stderr.startswith("text.png: not_image: ")
+    assert unreadable.stdout == ""
+
+
+def test_pictures_beside_a_bad_one_are_classified_and_folders_taken(place: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").write_bytes(draw(1))
+    (tmp_path / "a" / "1.mask.png").write_bytes(draw(2))
+    (tmp_path / "b" / "bad.jpg").write_text("no picture")
+    (tmp_path / "empty").mkdir()
+    how = ["--names", "cat,dog", "--model", str(place / "model"), "--json"]
+    images = [str(tmp_path / name) for name in ("none.png", "a", "b", "empty")]
+    found = CliRunner().invoke(app, ["classify", *images, *how])
+    assert found.exit_code == 1
+    assert [row["image"] for row in json.loads(found.stdout)] == [f"{tmp_path}/a/1.png", f"{tmp_path}/b/1.png"]
+    masks, none, empty, bad, count = found.stderr.splitlines()
+    assert masks.startswith(f"{tmp_path}/a: 1 mask_of_picture (")
+    assert "none.png: no such picture (in " in none
+    assert empty.endswith("empty: a folder without pictures")
+    assert bad.startswith(f"{tmp_path}/b/bad.jpg: not_image: ")
+    assert count == "3 of 5 pictures could not be classified"
+    table = CliRunner().invoke(app, ["classify", str(tmp_path / "a" / "1.png"), *how[:-1]])
+    assert (table.exit_code, table.stderr) == (0, "")
+    assert "1.png" in table.stdout
+
+
+def test_a_table_is_embedded_with_the_captions_it_has(place: Path, model: VLP, tmp_path: Path) -> None:
+    (tmp_path / "1.png").write_bytes(draw(1))
+    (tmp_path / "t.tsv").write_text("filepath\ttitle\n1.png\ta red ball\n")
+    (tmp_path / "t.jsonl").write_text('{"filepath": "1.png", "title": "a red ball"}\n')
+    for name in ("t.tsv", "t.jsonl"):
+        made = build_index(model, tmp_path / name, tmp_path / "index", quiet=True)
+        assert [hit.caption for hit in made.search("x", top=1)] == ["a red ball"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -130,11 +131,19 @@ def test_a_checkpoint_is_the_model_and_its_run_again(tmp_path: Path, straight: P
     assert steps == ["step-00000004", "step-00000008", "step-00000010"]
 
 
-def test_a_finished_run_started_again_does_nothing(straight: Path, urls: str) -> None:
+def test_a_finished_run_started_again_does_nothing(
+    straight: Path, urls: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = losses(straight)
     progress = make(straight, urls).train()
     assert progress.step == 10
     assert losses(straight) == before
+    longer = "duration=... allow_change=[duration]"
+    said = f"t is finished (10 of 10 steps); nothing to train. Longer: {longer}; anew: name=OTHER"
+    assert capsys.readouterr().err.splitlines() == [said]
+    shutil.copytree(straight / "t", tmp_path / "t")
+    assert make(tmp_path, urls, *longer.replace("...", "12steps").split()).train().step == 12, "as it was told"
+    assert "resumed at step 10: 12 steps of 8 pairs" in capsys.readouterr().err
 
 
 def test_never_resume_refuses_a_folder_with_checkpoints(straight: Path, urls: str) -> None:
@@ -184,9 +193,11 @@ def test_too_many_bad_samples_stop_the_run_with_counts(tmp_path: Path) -> None:
         make(tmp_path, urls, "duration=1epochs").train()
 
 
-def test_a_run_without_one_usable_sample_ends_at_its_first_record(tmp_path: Path, urls: str) -> None:
+def test_a_run_without_one_usable_sample_ends_before_its_first_step(tmp_path: Path, urls: str) -> None:
     with pytest.raises(RuntimeError, match=r"none of 8 samples could be used \(no_caption 8\).*captions\.fields"):
         make(tmp_path, urls, "data.sources.0.captions.fields=[title]").train()
+    assert read_steps(tmp_path / "t" / "metrics.jsonl") == [], "a loss of 0 that nothing was seen for"
+    assert len(list(read_lines(tmp_path / "t" / "skips.jsonl"))) == 8
 
 
 def test_a_fault_ends_the_loader_with_the_run(tmp_path: Path, urls: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from copy import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -19,10 +19,18 @@ from vlp.adapters.restricted import Restricted
 from vlp.adapters.task import Examples, Task
 from vlp.adapters.zeroshot import ZeroShot
 from vlp.embed import Encoded, Encoder
-from vlp.pictures import Picture
+from vlp.pictures import Decoded, Picture
 from vlp.registry import nearest
 from vlp.text.templates import checked, checked_names, simple
-from vlp.types import BadSampleError, Tokenizer
+from vlp.types import BadSampleError, Skip, Tokenizer
+
+
+class Classified(NamedTuple):
+    """Probabilities by class of the pictures that could be read, which ones they are, and why the others could not."""
+
+    classes: list[dict[str, float]]
+    kept: list[int]  # positions in what was given, ascending
+    skips: list[Skip]
 
 
 def load(
@@ -166,14 +174,29 @@ class VLP:
 
         names: of any classes; with an adapter of those it was fitted to (None: all), and templates are its own.
         """
-        classifier = self._classifier(names, templates)
+        given = _several(images)
+        found = self.classify_readable(given, names, templates, top=top)
+        if found.skips:
+            raise BadSampleError(found.skips[0].reason, _explain(given, found))
+        return found.classes
+
+    def classify_readable(
+        self,
+        images: Iterable[Picture],
+        names: Sequence[str] | None = None,
+        templates: Sequence[str] | None = None,
+        *,
+        top: int | None = 5,
+    ) -> Classified:
+        """As `classify`, but a picture that cannot be read is left out and listed in `skips`."""
+        classifier, given = self._classifier(names, templates), list(images)
         classes = classifier.names
         count = len(classes) if top is None else min(max(top, 1), len(classes))
-        best = self._logits(classifier, _several(images)).double().softmax(-1).topk(count, dim=-1)
-        return [
-            {classes[place]: value for place, value in zip(places, values, strict=True)}
-            for places, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        ]
+        logits, kept, skips = self._logits(classifier, given)
+        best = logits.double().softmax(-1).topk(count, dim=-1)
+        rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        said = [{classes[place]: value for place, value in zip(*row, strict=True)} for row in rows]
+        return Classified(said, kept, skips)
 
     def _classifier(self, names: Sequence[str] | None, templates: Sequence[str] | None) -> Any:
         """The fitted one, over these of its names; without an adapter the zero-shot one."""
@@ -187,13 +210,22 @@ class VLP:
             )
         return self.fitted if names is None else Restricted(self.fitted, checked_names(names))
 
-    def _logits(self, classifier: Any, images: list[Picture]) -> Float[Tensor, "n C"]:
-        if not images:
-            return torch.empty(0, len(classifier.names))
+    def _logits(self, classifier: Any, images: list[Picture]) -> tuple[Float[Tensor, "n C"], list[int], list[Skip]]:
+        """Logits of the pictures that can be read, which ones these are, and why the others cannot."""
         if classifier.needs == "features":
-            logits: Tensor = classifier(self._embedded(images, self.plain))
-            return logits
-        return logits_over(classifier, self.plain, Examples(torch.empty(len(images), 0), pictures=images), who="vlp")
+            features, kept, skips = self.plain.images(images)
+            return classifier(features) if kept else torch.empty(0, len(classifier.names)), kept, skips
+        decoded, kept, skips = Decoded(images, self.dual.transform), [], []
+        for place in range(len(images)):
+            found = decoded[place][1]  # pixels are not kept: all of them may be more than there is memory for
+            if isinstance(found, Skip):
+                skips.append(found)
+            else:
+                kept.append(place)
+        if not kept:
+            return torch.empty(0, len(classifier.names)), kept, skips
+        examples = Examples(torch.empty(len(kept), 0), pictures=[images[place] for place in kept])
+        return logits_over(classifier, self.plain, examples, who="vlp"), kept, skips
 
     def similarity(self, images: Picture | Iterable[Picture], texts: str | Sequence[str]) -> Float[Tensor, "n m"]:
         """Cosine of every picture with every text."""
@@ -206,7 +238,7 @@ def _several(images: Any) -> list[Picture]:
     return [images] if single else list(images)
 
 
-def _explain(given: Sequence[Picture], found: Encoded) -> str:
+def _explain(given: Sequence[Picture], found: Encoded | Classified) -> str:
     """Which pictures could not be read, and why."""
     bad = sorted(set(range(len(given))) - set(found.kept))
     names = [str(given[i]) if isinstance(given[i], str | Path) else f"picture {i}" for i in bad[:3]]

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from vlp.paths import file_wanted, refuse_url
 from vlp.registry import Part, PartError, nearest
 from vlp.untrusted import read_text
 
@@ -112,7 +113,10 @@ def parse_yaml(text: str, *, where: str = "<text>") -> Any:
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file; ConfigError if the file is missing (naming near files) or holds no mapping."""
+    refuse_url(path, fault=ConfigError)
     path = Path(path)
+    if path.is_dir():
+        raise ConfigError(file_wanted(path))
     if not path.is_file():
         near = nearest(path.name, [p.name for p in path.parent.glob("*.y*ml")]) if path.parent.is_dir() else ""
         raise ConfigError(f"no configuration file {path} (in {Path.cwd()}){near}")

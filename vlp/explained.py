@@ -13,6 +13,7 @@ from vlp import trained
 from vlp.embed import Encoder
 from vlp.explain import Alignment, align
 from vlp.losses.loss import Loss
+from vlp.paths import refuse_url
 from vlp.report.alignment import page, summary
 from vlp.report.sheet import draw, unseen
 
@@ -39,6 +40,7 @@ def write_explanation(
     if not caption.strip():
         raise ValueError('the caption is empty; give some words, such as "a red circle"')
     refuse_unwritable(out)
+    refuse_url(image)
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     encoder = Encoder(trained.load(checkpoint, weights=weights), device=chosen, quiet=True)
     found = align(encoder, image, caption)

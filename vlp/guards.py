@@ -38,15 +38,20 @@ def refuse_bad_data(ledger: SkipLedger, *, limit: float, folder: Path) -> None:
     It waits for 100 samples, lest one bad picture end a run, unless none at all could be used.
     """
     if 0 < ledger.seen <= ledger.total:
-        raise RuntimeError(
-            f"none of {ledger.seen} samples could be used ({ledger.summary()}); see {folder / 'skips.jsonl'}. "
-            "With no_caption, name the fields that hold captions: data.sources.0.captions.fields=[...]"
-        )
+        raise none_usable(ledger, folder=folder)
     if ledger.seen >= 100 and ledger.total > limit * ledger.seen:
         raise RuntimeError(
             f"{ledger.total} of {ledger.seen} samples could not be used ({ledger.summary()}), more than "
             f"data.max_bad_fraction={limit}; see {folder / 'skips.jsonl'}, then `vlp data verify` the shards"
         )
+
+
+def none_usable(ledger: SkipLedger, *, folder: Path) -> RuntimeError:
+    """The error of a run whose samples so far were all left out, by reason."""
+    return RuntimeError(
+        f"none of {ledger.seen} samples could be used ({ledger.summary()}); see {folder / 'skips.jsonl'}. "
+        "With no_caption, name the fields that hold captions: data.sources.0.captions.fields=[...]"
+    )
 
 
 def refuse_large_vocabulary(text: nn.Module, vocab_size: int) -> None:

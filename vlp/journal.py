@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from vlp import checkpoint, dist
+from vlp.data.feed import Feed
 from vlp.duration import Clock
-from vlp.guards import refuse_bad_data
+from vlp.guards import none_usable, refuse_bad_data
 from vlp.log import JsonLines, Meter, Reporter, SkipLedger, Tracker, console
 from vlp.room import is_full
+from vlp.run import Run
 from vlp.spikes import Spike, record_of
 from vlp.state import Progress
 from vlp.types import Batch, Skip
@@ -55,6 +57,15 @@ class Journal:
         self._skips.extend(batch.skips)
         self._notes.update(batch.notes)
         self._samples += len(batch)
+
+    def refuse_empty(self, batch: Batch) -> None:
+        """RuntimeError where the first batch has no pair on any rank: its loss would be a 0 that nothing was seen for.
+
+        Every rank calls it, after `seen`.
+        """
+        if not dist.agree(bool(batch.valid.any())):
+            self._gather(1)
+            raise none_usable(self.ledger, folder=self.folder)
 
     def record(self, done: int, step: Mapping[str, Any], **more: Any) -> None:
         """Write the record of step `done`, with `more`; RuntimeError once too many samples could not be used."""
@@ -149,6 +160,26 @@ class Evaluated:
                 if not is_full(error):
                     raise
                 console.print(f"{self.path}: {error}; a restart makes this evaluation again", soft_wrap=True)
+
+
+def opening(run: Run, progress: Progress, *, clock: Clock, feed: Feed, trained: Sequence[Tensor]) -> str:
+    """What is said before the first step: how much is to be done with what; or that nothing is left to do.
+
+    trained: the parameters that the optimizer changes.
+    """
+    total = clock.total
+    if progress.step >= total:
+        return (
+            f"{run.name} is finished ({progress.step} of {total} steps); nothing to train. "
+            "Longer: duration=... allow_change=[duration]; anew: name=OTHER"
+        )
+    verb = f"resumed at step {progress.step}" if progress.step else "starts"
+    numbers = sum(map(Tensor.numel, trained)) / 1e6
+    return (
+        f"{run.name} {verb}: {total} steps of {feed.batch_size} pairs from {feed.num_samples} samples, "
+        f"{numbers:.1f} M parameters, {dist.world()} process(es), {torch.get_num_threads()} thread(s), "
+        f"{trained[0].device}, precision {run.precision}"
+    )
 
 
 def _mean(value: Tensor) -> float:

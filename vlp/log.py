@@ -177,7 +177,7 @@ class Reporter:
     def say(self, text: str) -> None:
         """One line for people, above the bar."""
         if self._main:
-            (self._bar.console if self._bar else console).print(text, highlight=False, soft_wrap=True)
+            (self._bar.console if self._bar else console).print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _headline(self, record: Mapping[str, Any]) -> str:
         done = int(record["step"]) - self._start

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from vlp.data.fields import image_bytes
+from vlp.paths import refuse_url
 from vlp.types import BadSampleError, Sample, Skip
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def read_picture(picture: Picture) -> bytes | Image:
     if isinstance(picture, Sample):
         return image_bytes(picture)
     if isinstance(picture, str | PathLike):
+        refuse_url(picture if isinstance(picture, str) else Path(picture))
         path = Path(picture)
         if not path.is_file():
             raise FileNotFoundError(f"no picture at {path} (in {Path.cwd()}); give a file, bytes or a PIL image")

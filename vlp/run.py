@@ -71,7 +71,9 @@ class Run(Part):
     micro_batch: int | None = Field(None, ge=1, description="pairs a rank puts through the towers at once (GradCache)")
     precision: Literal["no", "bf16", "fp16"] = "no"
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int | None = Field(None, ge=1, description="torch threads; default: this process's share of the cores")
+    threads: int | None = Field(
+        None, ge=1, description="torch threads; default: OMP_NUM_THREADS, else a share of the cores"
+    )
     compile: bool = False
     parallel: Literal["ddp", "fsdp2"] = Field(
         "ddp", description="processes: each with the whole model, or with its share of weights and optimizer state"
@@ -109,11 +111,20 @@ class Run(Part):
         return Path(self.out) / self.name
 
     def torch_threads(self, world: int = 1) -> int:
-        """Threads for torch: what was asked, else this process's share of the cores.
+        """Threads for torch: what was asked; of a single process OMP_NUM_THREADS; else its share of its cores.
+
+        torchrun sets OMP_NUM_THREADS to 1 by itself, so with several processes it says nothing of what is wanted.
 
         Threads that spin while they wait (OpenMP by default) starve a busy loader: 12 samples/s where two cores can
         do 23. `vlp` and train.py set OMP_WAIT_POLICY=PASSIVE; without it loader workers get cores of their own.
         """
+        if self.threads is not None:
+            return self.threads
+        asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # "4,2" is of nested regions
+        if world == 1 and asked.isdecimal() and int(asked) > 0:
+            return int(asked)
+        # a batch system, taskset or a container may leave a process fewer cores than the machine has
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         passive = os.environ.get("OMP_WAIT_POLICY", "").upper() == "PASSIVE"
         kept = 0 if passive else self.data.workers
-        return self.threads or max(1, (os.cpu_count() or 1) // world - kept)
+        return max(1, cores // world - kept)

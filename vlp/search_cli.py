@@ -56,7 +56,7 @@ def embed_command(
 
 @app.command("classify")
 def classify_command(
-    images: Annotated[list[Path], typer.Argument(help="pictures")],
+    images: Annotated[list[Path], typer.Argument(help="pictures, or folders of them")],
     names: Annotated[
         str | None, typer.Option(help="class names with commas between, or a file of them; default: the adapter's")
     ] = None,
@@ -72,22 +72,63 @@ def classify_command(
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
-    """Classes of pictures with probabilities: zero-shot among the names, or what a fitted adapter says."""
+    """Classes of pictures with probabilities: zero-shot among the names, or what a fitted adapter says.
+
+    Pictures that cannot be read are named on stderr with their reason; the others get their classes, and it leaves
+    with 1.
+    """
     from vlp.api import load
 
     if names is None and adapter is None:
         raise typer.BadParameter("which classes? give them, or an --adapter", param_hint="--names")
     chosen = load(_named(model), weights=weights, device=device, adapter=adapter)
     words = None if templates is None else _templates(templates)
-    results = chosen.classify(images, None if names is None else _names(names), words, top=top)
+    given, absent = _listed(images)
+    found = chosen.classify_readable(given, None if names is None else _names(names), words, top=top)
+    rows = [(given[place], classes) for place, classes in zip(found.kept, found.classes, strict=True)]
     if as_json:
-        rows = [{"image": str(image), "classes": result} for image, result in zip(images, results, strict=True)]
-        return typer.echo(json.dumps(rows, ensure_ascii=False))
+        told = [{"image": str(image), "classes": classes} for image, classes in rows]
+        typer.echo(json.dumps(told, ensure_ascii=False))
+    elif rows:
+        Console().print(_class_table(rows))
+    bad = [*absent, *(f"{skip.shard}: {skip.reason}: {skip.detail}".removesuffix(": ") for skip in found.skips)]
+    for line in bad:
+        typer.echo(line, err=True)
+    if bad:
+        typer.echo(f"{len(bad)} of {len(given) + len(absent)} pictures could not be classified", err=True)
+        raise typer.Exit(1)
+
+
+def _listed(images: list[Path]) -> tuple[list[Path], list[str]]:
+    """The pictures that were given or lie in folders that were, and a line for each place without any."""
+    from vlp.data.folder import list_pictures
+    from vlp.data.reasons import REMEDIES
+    from vlp.paths import refuse_url
+
+    given, absent = list[Path](), list[str]()
+    for image in images:
+        refuse_url(image)
+        if image.is_dir():
+            inside, masks = list_pictures(image)
+            if masks:
+                typer.echo(f"{image}: {len(masks)} mask_of_picture ({REMEDIES['mask_of_picture']})", err=True)
+            given += [image / name for name in inside]
+            absent += [] if inside else [f"{image}: a folder without pictures"]
+        elif image.is_file():
+            given.append(image)
+        else:
+            absent.append(f"{image}: no such picture (in {Path.cwd()})")
+    return given, absent
+
+
+def _class_table(rows: list[tuple[Path, dict[str, float]]]) -> Table:
     table = Table("picture", "class", "probability")
-    for image, result in zip(images, results, strict=True):
-        for place, (name, value) in enumerate(result.items()):
-            table.add_row(_plain(image.name) if place == 0 else "", _plain(name), f"{100 * value:.1f} %")
-    Console().print(table)
+    alike = len({image.name for image, _ in rows}) < len(rows)  # as in the folders of classes: their paths tell
+    for image, classes in rows:
+        shown = _plain(image if alike else image.name)
+        for place, (name, value) in enumerate(classes.items()):
+            table.add_row(shown if place == 0 else "", _plain(name), f"{100 * value:.1f} %")
+    return table
 
 
 @app.command("search")

@@ -15,7 +15,7 @@ from torch import nn
 from vlp import checkpoint, dist, gradcache, guards, state, verdict
 from vlp.alarm import shared_fate
 from vlp.duration import Duration
-from vlp.journal import Evaluated, Journal
+from vlp.journal import Evaluated, Journal, opening
 from vlp.lock import Lock, refuse_unwritable
 from vlp.log import console
 from vlp.losses.objective import Objective
@@ -106,12 +106,13 @@ class Trainer:
             trackers=self.accelerator.trackers if self.run.log.trackers else (),
         )
         self.evaluated = Evaluated(self.run.folder)
-        self._say_start(progress)
+        self._say(opening(self.run, progress, clock=self.clock, feed=self.feed, trained=self.parameters))
         try:
-            progress = self._loop(progress, stop)
-            skipped = self.journal.ledger.summary()
-            self._say(f"trained {progress.step} steps in {progress.seconds:.0f} s; skipped: {skipped}")
-            return progress
+            done = self._loop(progress, stop)
+            if done.step > progress.step:
+                skipped = self.journal.ledger.summary()
+                self._say(f"trained {done.step} steps in {done.seconds:.0f} s; skipped: {skipped}")
+            return done
         finally:
             self.journal.close()
             if self.run.log.trackers:
@@ -139,6 +140,8 @@ class Trainer:
             with self.journal.meter.time("data wait"):
                 batch = next(batches)
             self.journal.seen(batch)
+            if step == 0:
+                self.journal.refuse_empty(batch)
             with self.journal.meter.time("step"):
                 record, found = self.update(step, batch, stop)
             done = step + 1
@@ -229,7 +232,7 @@ class Trainer:
 
     def _resume(self) -> Progress:
         for path, reason in self.found.rejected if dist.is_main() else ():
-            console.print(f"passed over {path}: {reason}", highlight=False, soft_wrap=True)
+            console.print(f"passed over {path}: {reason}", highlight=False, markup=False, soft_wrap=True)
         return self.state.load(self.found.path) if self.found.path else Progress()
 
     def _settle(self, step: int) -> None:
@@ -287,13 +290,4 @@ class Trainer:
         if hasattr(self, "journal"):
             self.journal.report.say(text)
         elif dist.is_main():  # a profile keeps no journal
-            console.print(text, highlight=False, soft_wrap=True)
-
-    def _say_start(self, progress: Progress) -> None:
-        trained = sum(p.numel() for p in self.parameters) / 1e6
-        verb = f"resumed at step {progress.step}" if progress.step else "starts"
-        self._say(
-            f"{self.run.name} {verb}: {self.clock.total} steps of {self.feed.batch_size} pairs from "
-            f"{self.feed.num_samples} samples, {trained:.1f} M parameters, {dist.world()} process(es), "
-            f"{torch.get_num_threads()} thread(s), {self.accelerator.device}, precision {self.run.precision}"
-        )
+            console.print(text, highlight=False, markup=False, soft_wrap=True)

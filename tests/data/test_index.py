@@ -296,3 +296,11 @@ def test_a_pax_header_that_lies(tmp_path: Path) -> None:
     damage = shard_index.build(path).damage
     assert damage is not None
     assert "pax size" in damage.detail
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xd8 a picture" * 99, b"short", b"\x1f\x8b gzip" * 99])
+def test_what_is_no_tar_gets_no_index_beside_it(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(content)
+    found = shard_index.read_or_build(tmp_path / "a", cache=tmp_path / "cache")
+    assert (len(found), found.damage is not None) == (0, True)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]

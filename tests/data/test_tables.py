@@ -9,9 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from data_tools.build import Build
 from tests.data.tars import picture
 from vlp.data import open_records
+from vlp.data.fields import Fields
 from vlp.data.schema import DataError
+from vlp.data.sources import as_source
 from vlp.types import BadSampleError
 
 
@@ -165,6 +168,39 @@ def test_class_folders(tmp_path: Path) -> None:
     records = open_records({"name": "folder", "path": str(tmp_path), "kind": "label"})
     assert records.classes == ("cat", "dog")
     assert [records[i].members["cls"] for i in range(3)] == [b"0", b"0", b"1"]
+
+
+def test_a_mask_beside_its_picture_is_no_picture(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_pictures(tmp_path, ["a/1.jpg", "a/1.mask.png", "a/2.mask.png", "a/3.mask.x.png", "b/1.png", "b/3.mask.png"])
+    source = {"name": "folder", "path": str(tmp_path)}
+    records = open_records(source)
+    files = [records.file(i) for i in range(len(records))]  # type: ignore[attr-defined]
+    assert files == ["a/1.jpg", "a/2.mask.png", "a/3.mask.x.png", "b/1.png", "b/3.mask.png"]
+    assert records.notes == {"mask_of_picture": 1, "not_in_class_folder": 0}
+    assert "1 mask_of_picture (<key>.mask.png beside" in caplog.text
+    (tmp_path / "captions.csv").write_text("file_name,caption\na/1.jpg,one\na/1.mask.png,its mask\nb/1.png,two\n")
+    records = open_records(source)
+    assert [row(records, i)["caption"] for i in range(len(records))] == ["one", "its mask", "two"], "the table names it"
+    assert records.notes == {"mask_of_picture": 0, "row_without_picture": 0, "picture_without_row": 3}
+
+
+@pytest.mark.parametrize("end", ["csv", "tsv"])
+@pytest.mark.parametrize(
+    ("image", "text"), [("filepath", "title"), ("image", "text"), ("img", "alt_text"), ("jpg", "txt")]
+)
+def test_captions_are_found_by_the_usual_names(end: str, image: str, text: str, tmp_path: Path) -> None:
+    write_pictures(tmp_path, ["1.png"])
+    comma = "," if end == "csv" else "\t"
+    (tmp_path / f"t.{end}").write_text(f"{image}{comma}{text}\n1.png{comma}a cat\n")
+    source = as_source({"name": "csv", "path": str(tmp_path / f"t.{end}")})
+    stage, sample = source.caption_stage(), open_records(source)[0]
+    assert stage is not None
+    assert stage.texts(Fields(sample)) == ["a cat"]
+    built = Build().run([tmp_path / f"t.{end}"], tmp_path / "out")["columns"]
+    assert (built["image"], built["captions"]) == (image, (text,)), "`vlp data build` makes the same guess"
+    named = as_source({"name": "csv", "path": "t.csv", "captions": {"fields": ["other"]}}).caption_stage()
+    assert named is not None
+    assert named.fields == ("other",)
 
 
 def test_folders_that_do_not_work(tmp_path: Path) -> None:

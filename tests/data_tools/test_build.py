@@ -15,6 +15,7 @@ from PIL import Image
 
 from data_tools.build import Build
 from data_tools.shards import Raw, find_shards, samples
+from vlp.data import open_records
 from vlp.data.schema import DataError
 
 
@@ -56,6 +57,18 @@ def test_folder_with_texts_beside(tmp_path):
     found = read(tmp_path / "out")
     assert [sample.members["txt"] for sample in found] == [b"picture 0", b"picture 1", b"picture 2"]
     assert found[1].members["jpg"] == picture(1)  # the bytes as they were
+
+
+def test_masks_beside_pictures_are_no_rows(tmp_path):
+    folder = pictures(tmp_path / "in", 3)
+    for number in range(3):
+        (folder / f"p{number}.txt").write_text(f"picture {number}\n")
+    (folder / "p0.mask.png").write_bytes(picture(0, format="PNG"))
+    (folder / ".hidden.jpg").write_bytes(picture(1))
+    result = Build().run([folder], tmp_path / "out")
+    assert (result["rows"], result["samples"], result["left_out"]) == (3, 3, {"mask_of_picture": 1})
+    source = open_records({"name": "folder", "path": str(folder)})
+    assert (len(source), source.notes) == (3, {"mask_of_picture": 1}), "as training and evaluation read it"
 
 
 def test_folder_of_classes(tmp_path):

@@ -13,6 +13,7 @@ from vlp.adapters.dense_task import DENSE_ADAPTERS, DenseAdapter
 from vlp.adapters.provenance import Provenance, provenance_of, worst
 from vlp.adapters.restricted import Restricted
 from vlp.adapters.task import Task
+from vlp.paths import holding, listed, refuse_url
 from vlp.untrusted import read_object
 
 FILE = "adapter.json"
@@ -112,6 +113,9 @@ def load(folder: Path, encoder: Any = None, *, any_backbone: bool = False) -> An
 
 def read_about(folder: Path) -> dict[str, Any]:
     """What adapter.json says; ValueError naming the folder if it holds no fitted adapter."""
+    refuse_url(folder)
+    if not (folder / FILE).exists() and (inner := holding(folder, FILE)):
+        raise ValueError(f"{folder} holds {listed(inner)}: give one, such as {folder / inner[0]}")
     try:
         about = read_object(folder / FILE)
     except ValueError as error:

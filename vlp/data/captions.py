@@ -18,6 +18,8 @@ from vlp.text.subcaptions import Replace
 from vlp.types import BadSampleError
 
 MAX_TEXT = 1 << 16  # characters of one text that are looked at: what comes of them is cut shorter still
+# columns of a table that usually hold captions, best first; `vlp data build` guesses by the same names
+CAPTION_COLUMNS = ("caption", "captions", "txt", "text", "texts", "title", "alt_text")
 _NESTED = re.compile(r"&(?:amp;){9,}")
 _SUBCAPTIONS = ("pool", "first", "replace", "merge", "merge_how")  # settings of pick: subcaptions
 

@@ -6,9 +6,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from vlp.paths import IMAGE_ENDINGS
 from vlp.types import BadSampleError, Sample
 
-IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+IMAGE_MEMBERS = IMAGE_ENDINGS  # a member is named by its ending
 MAX_JSON = 4 << 20  # bytes of a sample's JSON: the small lists that 4 MB may hold take half a second and 100 MB
 _MISSING = object()
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Collection
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
+from vlp.data.captions import CAPTION_COLUMNS
 from vlp.data.content import stamps
 from vlp.data.fields import IMAGE_MEMBERS
+from vlp.data.reasons import REMEDIES
 from vlp.data.remote import ShardCache
 from vlp.data.schema import DataError, file_sha256
 from vlp.data.sources import Fact, Finite, Source, digest
@@ -22,13 +25,17 @@ from vlp.types import BadSampleError, Sample
 _TABLES = ("captions.csv", "captions.tsv", "captions.jsonl", "metadata.csv", "metadata.jsonl")
 _SIDES = (".txt", ".json")
 Layout = Literal["auto", "texts", "table", "classes"]
+_MASK = ".mask"  # the one member of docs/data.md that is a picture too: of an unpacked shard it lies beside `<key>.jpg`
+logger = logging.getLogger(__name__)
 
 
 class Folder(Source):
     """Pictures under `path`. A sample gets `txt` and `json` from the files beside it (`texts`), the row of a table in
     the folder (`table`: captions.csv and the like, by its column of file names), or `cls` from its folder (`classes`).
+    `<key>.mask.png` beside the picture `<key>.jpg` is its mask and no picture, unless the table names it.
     """
 
+    usual_fields: ClassVar[tuple[str, ...]] = CAPTION_COLUMNS
     path: str
     layout: Layout = "auto"
     file_column: str = Field("file_name", description="layout table: the column of names relative to `path`")
@@ -51,18 +58,23 @@ class FolderRecords(Finite):
 
     def __init__(self, root: Path, layout: Layout, file_column: str) -> None:
         self.root = root
-        files = _pictures(root)
-        self.notes: dict[str, int] = {}
+        files, masks = list_pictures(root)
+        if not files:
+            raise DataError(f"{root}: no pictures in it; looked for *.{', *.'.join(IMAGE_MEMBERS)}")
+        self.notes: dict[str, int] = {"mask_of_picture": len(masks)} if masks else {}
         self.layout = _detect(root, files) if layout == "auto" else layout
         self.rows: Rows | None = None
         if self.layout == "table":
-            files, self._row_of = self._from_table(files, file_column)
+            files, self._row_of = self._from_table(files, masks, file_column)
         if self.layout == "classes":
             self.classes = tuple(sorted({Path(name).parts[0] for name in files if len(Path(name).parts) > 1}))
             self._class = {name: i for i, name in enumerate(self.classes)}
             loose = [name for name in files if len(Path(name).parts) < 2]
             self.notes["not_in_class_folder"] = len(loose)
             files = [name for name in files if len(Path(name).parts) > 1]
+        for reason, count in self.notes.items():
+            if count and reason != "multiline_row":  # which `told` has said
+                logger.warning("%s: %d %s (%s)", root, count, reason, REMEDIES[reason])
         self._ends = np.cumsum([len(os.fsencode(name)) for name in files]).astype(np.int64)
         self._names = b"".join(os.fsencode(name) for name in files)  # one object, not a list that forks copy
         self.sizes = np.array([len(files)], dtype=np.int64)
@@ -106,13 +118,16 @@ class FolderRecords(Finite):
             raise DataError(f"{self.root}: layout: table needs one of {', '.join(_TABLES)} in the folder")
         return table
 
-    def _from_table(self, files: list[str], column: str) -> tuple[list[str], np.ndarray]:
+    def _from_table(self, files: list[str], masks: list[str], column: str) -> tuple[list[str], np.ndarray]:
         """Rows of the table whose picture exists, in the table's order; the others are counted."""
         table = self._table()
         self.rows = read_rows(table)
         self.notes |= told(table, self.rows)
         names = self.rows.column(column, where=f"{table}: file_column")
-        there = set(files)
+        named = set(masks) & set(names)
+        if masks:
+            self.notes["mask_of_picture"] = len(masks) - len(named)
+        there = set(files) | named
         kept = [(name, i) for i, name in enumerate(names) if name in there]
         self.notes["row_without_picture"] = len(names) - len(kept)
         self.notes["picture_without_row"] = len(there - set(names))
@@ -122,17 +137,19 @@ class FolderRecords(Finite):
         return [name for name, _ in kept], np.array([i for _, i in kept], dtype=np.int64)
 
 
-def _pictures(root: Path) -> list[str]:
-    """Paths of all pictures, relative and sorted; hidden files and links that leave the folder are not followed."""
+def list_pictures(root: Path) -> tuple[list[str], list[str]]:
+    """Paths of all pictures and of their masks, relative and sorted; what is hidden is left out, links not followed."""
     found = []
     for folder, folders, files in os.walk(root):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in files:
             if not name.startswith(".") and name.rpartition(".")[2].lower() in IMAGE_MEMBERS:
                 found.append(os.path.relpath(os.path.join(folder, name), root).replace(os.sep, "/"))
-    if not found:
-        raise DataError(f"{root}: no pictures in it; looked for *.{', *.'.join(IMAGE_MEMBERS)}")
-    return sorted(found)
+    keys = {os.path.splitext(name)[0] for name in found}
+    masks = {
+        name for name in found if (key := os.path.splitext(name)[0]).endswith(_MASK) and key[: -len(_MASK)] in keys
+    }
+    return sorted(name for name in found if name not in masks), sorted(masks)
 
 
 def _detect(root: Path, files: list[str]) -> Layout:

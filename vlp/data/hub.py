@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import Field
 
+from vlp.data.captions import CAPTION_COLUMNS
 from vlp.data.fields import IMAGE_MEMBERS
 from vlp.data.remote import ShardCache
 from vlp.data.schema import DataError
@@ -21,6 +22,7 @@ from vlp.types import BadSampleError, Sample
 class HuggingFace(Source):
     """A data set with a column of pictures; the other columns are the sample's json."""
 
+    usual_fields: ClassVar[tuple[str, ...]] = CAPTION_COLUMNS
     path: str = Field(description="id on the hub, or a folder written by save_to_disk")
     subset: str | None = None
     part: str = Field("train", description="the set's own split; `split` is the house's train and validation inside it")

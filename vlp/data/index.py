@@ -82,6 +82,8 @@ def read_or_build(
         if index is not None:
             return index
     index = build(shard, key_split=key_split)
+    if index.damage is not None and index.damage.byte == 0:  # not one header could be read: this is no tar
+        return index
     for target in (index_path(shard), spare):
         if _read_only(target.parent):
             continue

@@ -68,6 +68,7 @@ REMEDIES: dict[str, str] = {
     "multiline_row": "captions over several lines, or a stray quote that swallows rows? then `quoting: none`",
     "row_without_picture": "rows of the table whose file is not there; left out",
     "picture_without_row": "files that the table does not name; left out",
+    "mask_of_picture": "<key>.mask.png beside the picture <key>.jpg: no picture by itself; left out",
     "not_in_class_folder": "pictures outside of the class folders; left out",
     "not_in_keep_list": "not in the keep-list",
     "in_other_split": "in the other split",

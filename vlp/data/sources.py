@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -82,6 +82,7 @@ class Finite:
 class Source(Part):
     """A source of a mixture. With `kind: label` equal classes are positives, and captions are made of class names."""
 
+    usual_fields: ClassVar[tuple[str, ...]] = Captions().fields  # where captions are looked for without `captions`
     title: str = Field("", description="what messages call it; default: the name of its folder or file")
     kind: Literal["caption", "label"] = "caption"
     weight: float | None = Field(None, gt=0, description="share of the mixture; default: its number of samples")
@@ -117,7 +118,7 @@ class Source(Part):
 
     def caption_stage(self) -> Captions | None:
         """Where captions come from; None: from class names."""
-        return self.captions or (Captions() if self.kind == "caption" else None)
+        return self.captions or (Captions(fields=self.usual_fields) if self.kind == "caption" else None)
 
     def label_stage(self, classes: Sequence[str] = ()) -> Labels | None:
         """Where labels come from, if they count; `classes` are the names that the source itself knows."""

@@ -8,13 +8,14 @@ import logging
 from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, ClassVar, Literal, TextIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
+from vlp.data.captions import CAPTION_COLUMNS
 from vlp.data.content import stamps
 from vlp.data.fields import IMAGE_MEMBERS
 from vlp.data.reasons import REMEDIES
@@ -24,7 +25,20 @@ from vlp.data.sources import Fact, Finite, Source, digest
 from vlp.registry import nearest
 from vlp.types import BadSampleError, Sample
 
-_IMAGE_COLUMNS = ("image", "image_path", "filepath", "file_name", "filename", "path", "file", "img")
+# what a column of pictures is usually called, best first; `vlp data build` guesses by the same names
+IMAGE_COLUMNS = (
+    "image",
+    "image_path",
+    "filepath",
+    "file_path",
+    "file_name",
+    "filename",
+    "file",
+    "path",
+    "img",
+    "jpg",
+    "png",
+)
 Quoting = Literal["auto", "minimal", "none"]
 logger = logging.getLogger(__name__)
 
@@ -32,9 +46,11 @@ logger = logging.getLogger(__name__)
 class Csv(Source):
     """A table with a column of picture paths (relative to the table), or, in parquet, of picture bytes.
 
-    The row is the sample's json, so captions and labels are picked by column name. "NA", "null" and "" stay texts.
+    The row is the sample's json, so captions and labels are picked by column name; without `captions` the first text of
+    CAPTION_COLUMNS is taken. "NA", "null" and "" stay texts.
     """
 
+    usual_fields: ClassVar[tuple[str, ...]] = CAPTION_COLUMNS
     path: str
     image: str | None = Field(None, description="column of pictures; default: the first of the usual names")
     root: str | None = Field(None, description="folder that paths are relative to; default: the table's")
@@ -85,7 +101,7 @@ class TableRecords(Finite):
 
     def __init__(self, path: Path, rows: Rows, image: str | None, root: Path) -> None:
         self.path, self.rows, self.root = path, rows, root
-        self.image = image or next((name for name in _IMAGE_COLUMNS if name in rows.names), "")
+        self.image = image or next((name for name in IMAGE_COLUMNS if name in rows.names), "")
         if self.image not in rows.names:
             hint = nearest(self.image or "image", rows.names)
             raise DataError(f'{path}: no column of pictures "{self.image or "image"}"{hint}; name it with `image:`')

@@ -15,6 +15,7 @@ from typing import Any
 from vlp.data import http
 from vlp.data.http import Web
 from vlp.data.schema import MANIFEST, DataError, read_manifest
+from vlp.paths import holding, is_picture, kind_of, listed
 from vlp.registry import nearest
 
 _MAX_SHARDS = 1_000_000
@@ -141,13 +142,32 @@ def _match(url: str, pattern: str) -> list[str]:
 
 def _folder_or_file(url: str) -> list[str]:
     path = _local(url)
-    if is_remote(url) or not path.is_dir():
-        return [url if is_remote(url) else str(path)]
+    if is_remote(url):
+        return [url]
+    if not path.is_dir():
+        refuse_picture(path)
+        return [str(path)]
     manifest = read_manifest(path)
     found = [str(path / s.file) for s in manifest.shards] if manifest else sorted(map(str, path.glob("*.tar")))
     if not found:
-        raise DataError(f"{path}: a folder without {MANIFEST} and without *.tar; name the shards by a glob")
+        raise DataError(no_shards(path))
     return found
+
+
+def refuse_picture(path: Path) -> None:
+    """DataError for a picture where a shard was wanted, which would be called a damaged one."""
+    if path.is_file() and is_picture(path):
+        raise DataError(f"{path} is a picture, no shard; make shards of its folder: vlp data build {path.parent} OUT")
+
+
+def no_shards(folder: Path) -> str:
+    """What is said of a folder in which no shards lie: what lies there instead."""
+    if inner := holding(folder, "*.tar"):
+        return f"{folder} holds folders of shards: {listed(inner)}; give one, such as {folder / inner[0]}"
+    kind = kind_of(folder)
+    if kind == "a folder of pictures":
+        return f"{folder}: {kind}, not shards: vlp data build {folder} OUT"
+    return f"{folder}: {kind} without {MANIFEST} and without *.tar; name the shards by a glob"
 
 
 def _require_all(shards: Sequence[str], web: Web) -> None:

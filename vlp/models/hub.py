@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from vlp.paths import refuse_url
 from vlp.registry import nearest
 
 _ADDRESS = re.compile(r"https?:/+(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)")
@@ -17,11 +18,13 @@ def not_here(source: str, *, arch: str | None = None, wanted: str = "") -> str:
 
     arch: the architecture that the weights are for; with it open_clip's names lead to the folder of the hub.
     wanted: what may be given, said where it may have been meant as a path; so is a near file, if there is one.
+    ValueError of its own for the URL of something else.
     """
     said = f"{source}: no such file or folder (in {Path.cwd()})"
     if (model := hub_id(source)) is not None:
         also = wanted if model == source else ""  # which may be a path all the same
         return f"{said}{also}; models of the hub are not downloaded here: {_fetch(model)}"
+    refuse_url(source)
     if tagged := _published(source):
         remedy = _fetch(tagged[arch]) if arch in tagged else "fetch the file and give its path"
         return f"{said}; open_clip calls weights so, and they are not downloaded here: {remedy}"

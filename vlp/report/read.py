@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from vlp.log import read_lines, read_steps
+from vlp.paths import refuse_url
 from vlp.report.variant import variant
 
 Record = Mapping[str, Any]
@@ -64,6 +65,7 @@ class RunFolder:
 
 def read_run(folder: Path) -> RunFolder:
     """The content of a run folder; FileNotFoundError, naming what was looked for, when it is none."""
+    refuse_url(folder)
     names = ("metrics.jsonl", "results.jsonl", "config.yaml")
     if not any((folder / name).is_file() for name in names):
         known = "there is no such folder" if not folder.is_dir() else f"it has none of {', '.join(names)}"

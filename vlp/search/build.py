@@ -16,6 +16,8 @@ from vlp.api import VLP
 from vlp.data import open_records
 from vlp.data.captions import Captions
 from vlp.data.fields import Fields
+from vlp.data.sources import as_source
+from vlp.paths import holds_pictures, is_picture
 from vlp.pictures import read_picture
 from vlp.progress import progress
 from vlp.report.thumbnail import thumbnail
@@ -23,7 +25,7 @@ from vlp.search.index import About, Index, SearchError
 from vlp.types import BadSampleError, Sample
 
 SIDE = 160
-_PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+_TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 
 
 def build_index(
@@ -43,7 +45,8 @@ def build_index(
     """
     out = Path(out)
     _refuse_other(out)
-    records = open_records(as_spec(source) if isinstance(source, str | Path) else source)
+    samples = as_source(as_spec(source) if isinstance(source, str | Path) else source)
+    records = open_records(samples)
     encoder = model.encoder_for(batch_size=batch_size, workers=workers, quiet=quiet)
     found = encoder.images(records)  # type: ignore[arg-type]
     if not found.kept:
@@ -66,7 +69,7 @@ def build_index(
     features = found.features.to(torch.float16 if dtype == "fp16" else torch.float32).contiguous()
     (part / "features.safetensors").write_bytes(save({"image": features}))
     rows = progress(found.kept, total=len(found.kept), size=lambda _: 1, what="thumbnails", quiet=quiet)
-    _write_items(part, (records[row] for row in rows), captions or Captions())
+    _write_items(part, (records[row] for row in rows), captions or samples.caption_stage() or Captions())
     (part / "index.json").write_text(about.model_dump_json(by_alias=True, indent=1) + "\n", encoding="utf-8")
     shutil.rmtree(out, ignore_errors=True)
     os.replace(part, out)
@@ -74,17 +77,15 @@ def build_index(
 
 
 def as_spec(source: str | Path) -> str | dict[str, Any]:
-    """The source that a path means: shards, or a CSV, or a folder of pictures when there is no tar in it."""
+    """The source that a path means: shards, or a table, or a folder of pictures when there is no tar in it."""
     path = Path(source)
-    if path.suffix.lower() in (".csv", ".tsv"):
+    if path.is_file() and is_picture(path):
+        raise SearchError(f"{path} is a picture; vlp embed takes a folder, shards or a table")
+    if path.suffix.lower() in _TABLES:
         return {"name": "csv", "path": str(path)}
-    if path.is_dir() and not any(path.glob("*.tar")) and any(_pictures(path)):
+    if path.is_dir() and not any(path.glob("*.tar")) and holds_pictures(path):
         return {"name": "folder", "path": str(path)}
     return str(source)
-
-
-def _pictures(folder: Path) -> Iterable[Path]:
-    return (path for path in folder.rglob("*") if path.suffix.lower() in _PICTURES)
 
 
 def _portable(model: str, out: Path) -> str:

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from vlp.api import VLP, load
+from vlp.paths import holding, is_run, kind_of, listed, refuse_url
 from vlp.pictures import Picture
 from vlp.untrusted import parse_json, read_tensors
 
@@ -227,10 +228,23 @@ def exact_top(
     return best, rows
 
 
+def _no_index(folder: Path) -> str:
+    """What is said of a place where no index lies: what lies there, or in the folders in it."""
+    if inner := holding(folder, "index.json"):
+        its = f"its index: {folder / inner[0]}" if len(inner) == 1 else f"its indexes: {listed(inner)}; give one"
+        return f"{folder} is {kind_of(folder)}; {its}"
+    if is_run(folder):
+        return f"{folder} is a run without an index; make one with: vlp embed {folder} DATA --out {folder / 'index'}"
+    if folder.is_dir() and any(folder.iterdir()):
+        return f"{folder} is {kind_of(folder)}, no index; make one elsewhere: vlp embed MODEL DATA --out OTHER"
+    return f"no index at {folder} (in {Path.cwd()}); make one with: vlp embed MODEL DATA --out {folder}"
+
+
 def _read_about(folder: Path) -> About:
+    refuse_url(folder, fault=SearchError)
     path = folder / "index.json"
     if not path.is_file():
-        raise SearchError(f"no index at {folder} (in {Path.cwd()}); make one with: vlp embed MODEL DATA --out {folder}")
+        raise SearchError(_no_index(folder))
     try:
         about = About.model_validate_json(path.read_bytes())
     except ValidationError as error:
