@@ -20,6 +20,7 @@ from data_tools.dataset import SKIPS, versions, write_tasks
 from data_tools.rewrite import plan_rewrite, refuse_mixing
 from data_tools.shards import Raw, find_shards, samples
 from data_tools.write import Record, Reject, key_fault
+from vlp import trained
 from vlp.data.boxes import Box, draw_box
 from vlp.data.captions import Captions, Drawn
 from vlp.data.decode import Limits
@@ -28,7 +29,6 @@ from vlp.data.order import keyed_rng
 from vlp.data.schema import DataError
 from vlp.data.splits import hash64
 from vlp.embed import Encoder, Precision
-from vlp.models import pretrained
 from vlp.registry import Part
 from vlp.text.captions import cut_bytes
 from vlp.types import BadSampleError, Sample
@@ -124,7 +124,7 @@ def load_teacher(settings: Teach) -> Teacher:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        dual = pretrained.load(settings.checkpoint, weights=settings.weights)
+        dual = trained.load(settings.checkpoint, weights=settings.weights)
         encoder = Encoder(dual, device=device, batch_size=settings.batch_size, precision=settings.precision, quiet=True)
     except (ValueError, OSError, RuntimeError) as error:
         raise DataError(f"teacher: {error}") from error

@@ -27,7 +27,7 @@ from vlp.data.schema import DataError, read_manifest
 from vlp.data.stages import drafted
 from vlp.embed import Encoder
 from vlp.log import read_steps
-from vlp.models import pretrained
+from vlp.models import ensemble, pretrained
 from vlp.models.model import Model
 from vlp.run import Run
 from vlp.trainer import Trainer
@@ -73,6 +73,19 @@ def arrays(sample: Raw, member: str = "teacher.npz") -> dict[str, Any]:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+def test_an_ensemble_teaches_as_one_model(tmp_path: Path, teacher: Path, shards: str) -> None:
+    ensemble.save([pretrained.load(teacher)] * 2, tmp_path / "two", names=["a", "b"])
+    tool = Teach(checkpoint=str(tmp_path / "two"), views=1)
+    tool.run([shards], tmp_path / "out")
+    Teach(checkpoint=str(teacher), views=1).run([shards], tmp_path / "one")
+    both, one = (read(tmp_path / name) for name in ("out", "one"))
+    assert both.keys() == one.keys()
+    for key in one:
+        wide, single = arrays(both[key]), arrays(one[key])
+        assert wide["image"].shape == (1, 128)
+        np.testing.assert_allclose(wide["image"], np.tile(single["image"], 2) / 2**0.5, atol=2e-3)
 
 
 def test_what_is_stored_is_what_the_encoder_gives_for_the_same_crop(tmp_path: Path, teacher: Path, shards: str) -> None:
