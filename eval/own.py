@@ -12,7 +12,14 @@ from eval.suite import Suite
 from vlp.data.captions import CAPTION_COLUMNS
 from vlp.data.sources import open_records
 
-_MODEL_FILES = ("open_clip_config.json", "config.json", "config.yaml", "checkpoints", "model_index.json")
+_MODEL_FILES = (
+    "open_clip_config.json",
+    "config.json",
+    "config.yaml",
+    "checkpoints",
+    "model_index.json",
+    "ensemble.json",
+)
 _WEIGHTS = ("model", "step-*", "*.safetensors", "*.bin", "*.pt")
 
 

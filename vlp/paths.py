@@ -43,7 +43,11 @@ def kind_of(path: Path) -> str:
         return "not there" if not path.exists() else "a picture" if is_picture(path) else "a file"
     if is_run(path):
         return "a run"
-    for file, kind in (("index.json", "an index"), ("adapter.json", "a fitted adapter")):
+    for file, kind in (
+        ("index.json", "an index"),
+        ("adapter.json", "a fitted adapter"),
+        ("ensemble.json", "an ensemble"),
+    ):
         if (path / file).is_file():
             return kind
     if any(path.glob("*.tar")):

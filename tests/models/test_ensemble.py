@@ -10,6 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 import vlp
+from eval.own import is_model, is_pictures
 from tests.models.tiny import NANO, make_dual, random_ids
 from vlp import trained
 from vlp.cli import app
@@ -70,6 +71,8 @@ def test_its_folder_is_a_model(tmp_path):
     assert pretrained.weights_hash(found) == pretrained.weights_hash(made)
     assert pretrained.weights_hash(found) != pretrained.weights_hash(Ensemble(members[::-1]))
     assert torch.equal(Encoder(found, quiet=True).texts(TEXTS), Encoder(made, quiet=True).texts(TEXTS))
+    assert is_model(out)
+    assert not is_pictures(out)
     model = vlp.load(str(out))
     assert model.embed_texts(TEXTS).shape == (3, 64)
     torch.testing.assert_close(
