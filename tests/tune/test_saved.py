@@ -73,8 +73,11 @@ def test_another_model_is_refused(kept, encoder, monkeypatch):
 
 
 def test_folders_that_hold_none_are_refused(tmp_path, kept):
-    with pytest.raises(ValueError, match="holds no fitted adapter"):
+    with pytest.raises(ValueError, match="holds kept: give one, such as .*kept"):
         saved_adapter.load(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="holds no fitted adapter"):
+        saved_adapter.load(tmp_path / "empty")
     file = kept[1] / "adapter.json"
     file.write_text(file.read_text().replace('"schema": 1', '"schema": 7'))
     with pytest.raises(ValueError, match="schema 7; this version reads 1"):
