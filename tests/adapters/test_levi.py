@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import timm
 import torch
 from torch import nn
 from torch.nn.functional import normalize
@@ -18,7 +19,16 @@ from tests.adapters.weight_towers import (
     trace,
     zero_shot_logits,
 )
-from vlp.adapters.levi import GRID, Levi, LeviClassifier, mean_over_places, spaced, views_of
+from vlp.adapters.levi import (
+    GRID,
+    Levi,
+    LeviClassifier,
+    channels_last,
+    mean_over_places,
+    outputs_of,
+    spaced,
+    views_of,
+)
 from vlp.adapters.selection import score
 
 FAST = {"epochs": 40, "batch_size": 16, "lr": 3e-3, "layers": 2, "width": 8}
@@ -121,15 +131,33 @@ def test_alpha_is_the_best_on_validation_else_by_folds_else_one():
     assert (one.alpha, one.about["selection"]["split"]) == (1.0, "none")
 
 
-def test_layers_are_evenly_spaced_and_maps_are_told_apart():
+def test_layers_are_evenly_spaced():
     blocks = [nn.Identity() for _ in range(11)]
     assert [blocks.index(block) for block in spaced(blocks, 4)] == [1, 4, 7, 10]
     assert spaced(blocks[:2], 4) == blocks[:2]
     assert spaced([], 4) == []
-    x = torch.randn(2, 5, 7, 7)
-    assert torch.equal(mean_over_places(x), x.mean(dim=(2, 3)))
-    y = torch.randn(2, 7, 7, 5)
-    assert torch.equal(mean_over_places(y), y.mean(dim=(1, 2)))
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (32, 64)])  # 64: as many rows in the first map as channels
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "convnext_atto"])
+def test_channels_of_maps_are_found_in_square_and_other_pictures(name, height, width):
+    swin = name.startswith("swin")
+    small = {"img_size": (height, width), "embed_dim": 16, "depths": (1, 1, 1), "num_heads": (1, 1, 1)} if swin else {}
+    tower = timm.create_model(name, num_classes=0, **small).eval()
+    blocks = list(tower.layers if swin else tower.stages)
+    with torch.no_grad(), outputs_of(blocks) as seen:
+        tower(torch.randn(1, 3, height, width))
+    outputs = [seen[place] for place in range(len(blocks))]
+    assert channels_last(outputs, blocks) is swin
+    for output, info in zip(outputs, tower.feature_info):
+        pooled = mean_over_places(output, last=swin)
+        assert pooled.shape == (1, info["num_chs"])
+        assert torch.equal(pooled, output.mean(dim=(1, 2) if swin else (2, 3)))
+
+
+def test_tokens_are_meant_over_their_places():
+    x = torch.randn(2, 5, 3)
+    assert torch.equal(mean_over_places(x, last=False), x.mean(dim=1))
 
 
 def test_features_alone_are_refused():

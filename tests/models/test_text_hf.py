@@ -127,6 +127,19 @@ def test_it_starts_from_a_folder_of_transformers(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(found.transformer.state_dict().values(), plain.state_dict().values()))
 
 
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_an_encoder_saved_in_half_precision_is_held_in_fp32(tmp_path: Path, pretrained: bool) -> None:
+    text: Any = build("qwen3").text
+    text.transformer.to(torch.bfloat16).save_pretrained(tmp_path)
+    settings = HFTextConfig(hf=str(tmp_path), pretrained=pretrained)
+    dual = Model(arch="vlp-nano", text=settings, tokenizer=ClipBPE(context=12), context=12).build().eval()
+    assert {weight.dtype for weight in dual.parameters()} == {torch.float32}
+    found: Any = dual.text
+    saved = zip(found.transformer.parameters(), text.transformer.parameters())
+    assert all(torch.equal(own, other.float()) for own, other in saved) is pretrained
+    assert dual.encode_text(make_batch().text[:, 0], make_batch().token_mask[:, 0]).dtype is torch.float32
+
+
 def test_the_image_tower_starts_from_weights_and_the_text_tower_from_its_own(tmp_path: Path) -> None:
     clip = Model(arch="vlp-nano").build().eval()
     pretrained.save(clip, tmp_path)

@@ -183,7 +183,9 @@ def views_of(encoder: Any, image: UInt8[Tensor, "n 3 H W"], layers: int) -> View
             batch = batch.to(encoder.device)
             final = normalize(dual.encode_image(batch).float(), dim=-1)
             features.append(final.cpu())
-            rows = [*(mean_over_places(seen[place]).float() for place in range(len(blocks))), final]
+            outputs = [seen[place] for place in range(len(blocks))]
+            last = channels_last(outputs, blocks)
+            rows = [*(mean_over_places(output, last=last).float() for output in outputs), final]
             pooled.append([layer_norm(row, row.shape[1:]).cpu() for row in rows])
             shrunk = interpolate(batch.float() / 255 - 0.5, size=(SIDE, SIDE), mode="bilinear", antialias=True)
             small.append(shrunk.cpu())
@@ -216,11 +218,21 @@ def outputs_of(blocks: Sequence[nn.Module]) -> Iterator[dict[int, Tensor]]:
             handle.remove()
 
 
-def mean_over_places(output: Tensor) -> Float[Tensor, "B width"]:
-    """Mean of tokens [B, T, width] or of a map, [B, width, h, w] or [B, h, w, width] as Swin has it."""
+def channels_last(outputs: Sequence[Tensor], blocks: Sequence[nn.Module]) -> bool:
+    """Whether a tower's maps are [B, h, w, width], as Swin has them: the widths of its blocks' norms and biases tell.
+
+    All maps together, as one of them may have as many rows as channels.
+    """
+    widths = [{len(weight) for weight in block.parameters() if weight.ndim == 1} for block in blocks]
+    maps = [(output.shape, known) for output, known in zip(outputs, widths, strict=True) if output.ndim == 4]
+    fits_last = all(shape[3] in known for shape, known in maps)
+    return fits_last and not all(shape[1] in known for shape, known in maps)
+
+
+def mean_over_places(output: Tensor, *, last: bool) -> Float[Tensor, "B width"]:
+    """Mean of tokens [B, T, width], or of a map, [B, h, w, width] if its channels are last, else [B, width, h, w]."""
     if output.ndim == 3:
         return output.mean(dim=1)
-    last = output.shape[1] == output.shape[2] != output.shape[3]
     return output.mean(dim=(1, 2) if last else (2, 3))
 
 

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from vlp.models.text_clip import TextOutput
 from vlp.registry import Part
 
+WEIGHTS = torch.float32  # whatever they were saved in: the run chooses its precision, and AdamW wants these in full
+
 
 class HFTextConfig(Part):
     """Which encoder, and how its hidden states become one vector in the joint space."""
@@ -136,9 +138,9 @@ def _encoder(settings: HFTextConfig, *, pretrained: bool) -> Any:
             config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         _refuse_kernels(config, name)
         if name is not None and pretrained:
-            model = AutoModel.from_pretrained(name, config=config, trust_remote_code=False)
+            model = AutoModel.from_pretrained(name, config=config, dtype=WEIGHTS, trust_remote_code=False)
         else:
-            model = AutoModel.from_config(config, trust_remote_code=False)
+            model = AutoModel.from_config(config, dtype=WEIGHTS, trust_remote_code=False)
     except ValueError as error:
         if "trust_remote_code" not in str(error):
             raise
