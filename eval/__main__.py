@@ -124,6 +124,10 @@ def table(
     places: Annotated[list[Path], typer.Argument(help="results.jsonl files, or folders with some in or below them")],
     format: Annotated[str, typer.Option(help="md, csv or latex")] = "md",
     metric: Annotated[str | None, typer.Option(help="instead of the main metric of each task, e.g. acc5")] = None,
+    dataset: Annotated[
+        list[str] | None,
+        typer.Option(help="data set to show, or a pattern, e.g. '*-test'; once for each; default: all"),
+    ] = None,
     intervals: Annotated[
         bool, typer.Option("--intervals/--no-intervals", help="95 % intervals in md and latex")
     ] = True,
@@ -137,6 +141,7 @@ def table(
 ) -> None:
     """Print results of many models as one table: rows are models, columns data sets, the best bold.
 
+    Means are of one measure over all sets shown; --dataset keeps validation sets out of those of tests.
     With --shift instead: how far the accuracy on each shifted set lies above the line of the --baseline models.
 
     Example: `vlp eval table runs/out --format latex`
@@ -146,7 +151,7 @@ def table(
     from eval.shifts import parse_shift, robustness
 
     how = _one_of("--format", format, ("md", "csv", "latex"))
-    board = read_board(places, metric=metric)
+    board = read_board(places, metric=metric, datasets=dataset or ())
     for note in notes(board):
         typer.echo(note, err=True)
     if shift is None:

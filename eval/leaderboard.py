@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -62,9 +63,15 @@ class Board(NamedTuple):
         return [1.0 if value is None else -value for value in values]
 
 
-def read_board(places: Sequence[Path], *, metric: str | None = None) -> Board:
-    """The table of all results files, or folders with some; ValueError where there is none, or none has `metric`."""
+def read_board(places: Sequence[Path], *, metric: str | None = None, datasets: Sequence[str] = ()) -> Board:
+    """The table of all results files, or folders with some; ValueError where there is none, or none has `metric`.
+
+    `datasets`: names or patterns of those to show, so that a mean need not be over validation and test sets.
+    """
     records = [row for file in result_files(places, of="eval") for row in record.read(file)]
+    if datasets:
+        shown = named(datasets, {row.dataset for row in records}, option="--dataset", what="data set")
+        records = [row for row in records if row.dataset in shown]
     cells: dict[tuple[str, Column], Record] = {}
     for row in records:
         name = metric if metric in row.metrics else None if metric else main_metric(row.task, row.metrics)
@@ -79,6 +86,17 @@ def read_board(places: Sequence[Path], *, metric: str | None = None) -> Board:
     return board._replace(models=sorted(models, key=board.rank))
 
 
+def named(patterns: Sequence[str], known: Collection[str], *, option: str, what: str) -> set[str]:
+    """The known names that are one of the patterns or match it; ValueError for a pattern that names none."""
+    chosen = set[str]()
+    for pattern in patterns:
+        found = {name for name in known if name == pattern or fnmatchcase(name, pattern)}
+        if not found:
+            raise ValueError(f'{option} "{pattern}" names no {what} of these results{nearest(pattern, known)}')
+        chosen |= found
+    return chosen
+
+
 def as_text(board: Board, how: Format, *, intervals: bool = True) -> str:
     """The table in a format; in percent, the best of a column bold, what is not shown to be above chance starred."""
     head = ["model", *(column.title for column in board.columns), *board.alike]
@@ -87,7 +105,7 @@ def as_text(board: Board, how: Format, *, intervals: bool = True) -> str:
     ]
     for row, model in zip(rows, board.models):
         means = (board.average(model, own) for own in board.alike.values())
-        row += ["-" if mean is None else f"{100 * mean:.1f}" for mean in means]
+        row += ["-" if mean is None else f"{mean:.6g}" if how == "csv" else f"{100 * mean:.1f}" for mean in means]
     return laid_out(head, rows, how)
 
 

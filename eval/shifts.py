@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from eval.leaderboard import Board, Column, Format, laid_out
+from eval.leaderboard import Board, Column, Format, laid_out, named
 from vlp.metrics.shifts import EffectiveRobustness, effective_robustness
 from vlp.registry import nearest
 
@@ -119,13 +118,7 @@ def _chosen(board: Board, baseline: Sequence[str]) -> set[str]:
     if not baseline:
         known = ", ".join(sorted(board.models))
         raise ValueError(f"no model to fit the line to: name the baseline with --baseline (models: {known})")
-    chosen = set[str]()
-    for pattern in baseline:
-        found = {model for model in board.models if model == pattern or fnmatchcase(model, pattern)}
-        if not found:
-            raise ValueError(f'--baseline "{pattern}" names no model of these results{nearest(pattern, board.models)}')
-        chosen |= found
-    return chosen
+    return named(baseline, board.models, option="--baseline", what="model")
 
 
 def _pairs(board: Board, original: str, shifted: str) -> list[tuple[Column, Column]]:

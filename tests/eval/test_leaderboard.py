@@ -90,6 +90,21 @@ def test_means_are_of_one_measure(tmp_path):
     assert as_text(board, "csv").splitlines()[2] == "b,0.75,-,-,-"
 
 
+def test_a_mean_is_over_the_data_sets_that_are_shown(tmp_path):
+    found = {"x-test": 0.5, "z-test": 0.25, "x-validation": 0.9}
+    (tmp_path / "results.jsonl").write_text("\n".join(row("a", name, {"acc1": acc1}) for name, acc1 in found.items()))
+    args = ["table", str(tmp_path), "--format", "csv"]
+    whole = CliRunner().invoke(app, args, catch_exceptions=False)
+    assert whole.output.splitlines() == [
+        "model,x-test acc1,z-test acc1,x-validation acc1,mean acc1",
+        "a,0.5,0.25,0.9,0.55",
+    ]
+    tests = CliRunner().invoke(app, [*args, "--dataset", "*-test"], catch_exceptions=False)
+    assert tests.output.splitlines() == ["model,x-test acc1,z-test acc1,mean acc1", "a,0.5,0.25,0.375"]
+    with pytest.raises(ValueError, match='--dataset "x-tst" names no data set of these results; did you mean "x-test"'):
+        read_board([tmp_path], datasets=["x-tst"])
+
+
 def test_results_of_tune_are_left_out_and_counted(results, capsys):
     (results / "tuned").mkdir()
     tuned = results / "tuned" / "results.jsonl"
