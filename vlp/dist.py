@@ -38,7 +38,7 @@ def active() -> bool:
 
 
 def start(*, rank: int, world: int, rendezvous: str, backend: str = "gloo", seconds: float = 1800) -> None:
-    """Join the process group at `rendezvous` ("file:///tmp/x", "tcp://host:port", "env://") and check its size."""
+    """Join the process group at `rendezvous` ("file:///PATH", "tcp://host:port", "env://") and check its size."""
     with named_rendezvous(rank=rank, world=world, where=rendezvous):
         torch_dist.init_process_group(
             backend, init_method=rendezvous, rank=rank, world_size=world, timeout=timedelta(seconds=seconds)

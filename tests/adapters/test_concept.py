@@ -63,6 +63,8 @@ def test_words_say_what_the_pictures_differ_in(tmp_path):
     file = tmp_path / "words.txt"
     file.write_text("\n".join(words) + "\n")
     assert Concept(words=str(file), count=1).fit(encoder, task).about["words"] == found
+    with pytest.raises(ValueError, match='words:3: class name "red" stands already on line 1'):
+        Concept(words=("red", "green", "red")).fit(encoder, task)
     with pytest.raises(ValueError, match="stored features have no text tower"):
         Concept(words=words).fit(ENCODER, task)
 

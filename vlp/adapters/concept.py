@@ -14,7 +14,7 @@ from vlp.adapters.adapter import Adapter, Given
 from vlp.adapters.classifier import LinearClassifier
 from vlp.adapters.seen import check_every_class
 from vlp.adapters.task import Task
-from vlp.text.templates import read_names
+from vlp.text.templates import checked_names, read_names
 
 Word = tuple[str, float]
 
@@ -61,7 +61,7 @@ class Concept(Adapter):
     def _words(self, encoder: Any, direction: Float[Tensor, "D"], names: Sequence[str]) -> dict[str, Any]:
         if self.words is None:
             return {}
-        words = read_names(self.words) if isinstance(self.words, str) else self.words
+        words = read_names(self.words) if isinstance(self.words, str) else checked_names(self.words, where="words")
         ends = (
             nearest_words(encoder, -direction, words, count=self.count),
             nearest_words(encoder, direction, words, count=self.count),
