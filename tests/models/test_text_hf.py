@@ -44,6 +44,9 @@ ENCODERS: dict[str, dict[str, Any]] = {
         "pad_token_id": 0,
     },
     "t5": {"vocab_size": 99, "d_model": 32, "d_kv": 16, "d_ff": 48, "num_layers": 2, "num_heads": 2, "pad_token_id": 0},
+    "layoutlm": SIZES,  # calls its pooler in any case
+    "gemma3_text": SIZES
+    | {"num_key_value_heads": 1, "head_dim": 16, "sliding_window": 4, "bos_token_id": 97, "eos_token_id": 98},
     "qwen3": SIZES | {"num_key_value_heads": 2, "head_dim": 16, "bos_token_id": 97, "eos_token_id": 98},
 }
 
@@ -71,6 +74,20 @@ def test_trimmed_is_full_length_is_one_by_one(kind: str, pooler: str) -> None:
         torch.testing.assert_close(alone[0], grouped[row], atol=1e-5, rtol=0)
     assert dual.trims
     assert len(dual.text_blocks) == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("fnet", "a fnet sees the padding behind a text"),
+        ("clip_text_model", 'a clip_text_model is no text tower here: it must take embeddings .* "You have to specify'),
+        ("canine", "a canine is no text tower here"),
+    ],
+)
+def test_encoders_that_cannot_be_towers_are_refused(kind: str, said: str) -> None:
+    settings = HFTextConfig(hf={"model_type": kind, **SIZES, "bos_token_id": 97, "eos_token_id": 98})
+    with pytest.raises(ValueError, match=f"model.text.hf: {said}"):
+        Model(arch="vlp-nano", text=settings, tokenizer=ClipBPE(context=12), context=12).build()
 
 
 @pytest.mark.parametrize("kind", ["bert", "t5"])

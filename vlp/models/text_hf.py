@@ -17,6 +17,7 @@ from vlp.models.text_clip import TextOutput
 from vlp.registry import Part
 
 WEIGHTS = torch.float32  # whatever they were saved in: the run chooses its precision, and AdamW wants these in full
+PADDING_SEEN = 1e-4  # relative difference of hidden states with and without padding that is no rounding error
 
 
 class HFTextConfig(Part):
@@ -52,6 +53,7 @@ class HFText(nn.Module):
         super().__init__()
         self.settings = settings
         self.transformer = _encoder(settings, pretrained=pretrained and settings.pretrained)
+        _refuse_unfit(self.transformer)
         self.config = self.transformer.config
         self.width = int(self.transformer.get_input_embeddings().embedding_dim)
         limit = getattr(self.config, "max_position_embeddings", None) or context
@@ -59,7 +61,7 @@ class HFText(nn.Module):
         hidden = int(getattr(self.config, "hidden_size", None) or self.config.d_model)
         self.proj = _projection(settings.proj, hidden, dim)
         if settings.pooler != "pooler" and getattr(self.transformer, "pooler", None) is not None:
-            self.transformer.pooler = None  # its weights would never get a gradient
+            self.transformer.pooler = nn.Identity()  # its own weights would never get a gradient
         elif settings.pooler == "pooler" and getattr(self.transformer, "pooler", None) is None:
             raise ValueError(f"model.text.pooler: a {self.config.model_type} has no pooler of its own; use cls or mean")
 
@@ -149,6 +151,28 @@ def _encoder(settings: HFTextConfig, *, pretrained: bool) -> Any:
             "take an encoder that transformers itself has"
         ) from error
     return model.encoder if getattr(model.config, "is_encoder_decoder", False) else model
+
+
+@torch.no_grad()
+def _refuse_unfit(model: Any) -> None:
+    """ValueError for an encoder that takes no embeddings, or that sees the padding behind a text (FNet, ConvBERT)."""
+    kind, mask = model.config.model_type, torch.tensor([[1, 1, 0, 0]])
+    training, pad = model.training, model.config.pad_token_id or 0
+    try:
+        embeds = model.eval().get_input_embeddings()(torch.tensor([[1, 2, pad, pad]]))
+        padded = model(inputs_embeds=embeds, attention_mask=mask).last_hidden_state[:, :2]
+        alone = model(inputs_embeds=embeds[:, :2], attention_mask=mask[:, :2]).last_hidden_state
+    except (ValueError, TypeError, AttributeError, RuntimeError) as error:  # RuntimeError: NotImplementedError too
+        raise ValueError(
+            f"model.text.hf: a {kind} is no text tower here: it must take embeddings and a mask, and says "
+            f'"{error}"; take a BERT-like, T5-like or decoder-only encoder (a whole CLIP or SigLIP: model.pretrained)'
+        ) from error
+    model.train(training)
+    if (padded - alone).norm() > PADDING_SEEN * alone.norm():
+        raise ValueError(
+            f"model.text.hf: a {kind} sees the padding behind a text, whose features would then depend on the texts "
+            "beside it; take an encoder that masks padding"
+        )
 
 
 def _refuse_kernels(config: Any, name: str | None) -> None:
