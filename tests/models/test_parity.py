@@ -10,6 +10,7 @@ from typing import Any
 import open_clip
 import pytest
 import torch
+from torch import nn
 from torch.nn.functional import normalize
 
 from .tiny import NANO, make_dual, random_ids, reference
@@ -204,6 +205,41 @@ def test_timm_tokens_are_the_head_at_one_place(name: str) -> None:
     if name == "test_resnet":  # nothing but a mean and a linear map stand behind: the mean of places is the picture
         plain = dual.image_tower.run(image, tokens=True)
         torch.testing.assert_close(plain.tokens.mean(dim=1), plain.pooled, atol=1e-5, rtol=0)  # type: ignore[union-attr]
+
+
+@pytest.mark.filterwarnings("ignore:torch.searchsorted")  # timm, while it fits the table of positions to the size
+def test_tokens_of_a_tower_with_channels_last() -> None:
+    """Swin's maps are [B, h, w, C]; behind its norm stand a mean and a linear map: a token is that map at one place."""
+    vision = {"timm_model_name": "swin_tiny_patch4_window7_224", "timm_pool": "avg", "timm_proj": "linear"}
+    dual = make_dual({**copy.deepcopy(NANO), "custom_text": True, "vision_cfg": vision | {"image_size": 64}})
+    image = torch.randn(2, 3, 64, 64)
+    visual: Any = dual.visual
+    out = dual.image_tower.run(image, tokens=True)
+    maps = visual.trunk.forward_features(image)
+    assert out.tokens is not None
+    torch.testing.assert_close(out.tokens, visual.head(maps).flatten(1, 2), atol=1e-5, rtol=0)
+    torch.testing.assert_close(out.pooled, dual.image_tower.run(image, tokens=False).pooled)
+
+
+def test_towers_whose_patches_are_not_known_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    dual = make_dual(timm_config("test_vit"))
+    trunk: Any = dual.visual.trunk
+    image = torch.randn(1, 3, 160, 160)
+    trunk.forward_head = lambda x: torch.randn(1, trunk.num_features)
+    trunk.forward_features = lambda image: torch.randn(1, 101, trunk.num_features)
+    with monkeypatch.context() as patched:
+        patched.setattr(trunk, "num_prefix_tokens", None)
+        with pytest.raises(ValueError, match="VisionTransformer does not say which of its tokens are patches"):
+            dual.encode_image_tokens(image)
+    for given, said in (([image], "a list"), (torch.randn(1, 5, 3, 3), r"a map of shape \(1, 5, 3, 3\)")):
+        trunk.forward_features = lambda image, given=given: given
+        with pytest.raises(ValueError, match=f"VisionTransformer gives {said}"):
+            dual.encode_image_tokens(image)
+
+
+def test_stages_of_a_timm_resnet_are_its_blocks() -> None:
+    dual = make_dual(timm_config("test_resnet"))
+    assert [type(block) for block in dual.image_blocks] == [nn.Sequential] * 4
 
 
 def test_resnet_tokens_are_the_value_path() -> None:

@@ -154,7 +154,7 @@ class Timm:
         for name in ("blocks", "stages", "layers"):
             if isinstance(found := getattr(self.visual.trunk, name, None), (nn.Sequential, nn.ModuleList)):
                 return list(found)
-        return []
+        return [m for name in ("layer1", "layer2", "layer3", "layer4") if (m := getattr(self.visual.trunk, name, None))]
 
     def checkpoint_blocks(self) -> None:
         try:
@@ -170,17 +170,32 @@ class Timm:
             return ImageOutput(v(image))
         x = v.trunk.forward_features(image)
         pooled = v.head(v.trunk.forward_head(x))
-        prefix = x[:, : v.trunk.num_prefix_tokens] if x.ndim == 3 else None
+        prefix = x[:, : self._prefix_tokens] if isinstance(x, Tensor) and x.ndim == 3 else None
         hidden = x[:, prefix.shape[1] :] if prefix is not None else self._flat(x)
         B, P, C = hidden.shape
         place = hidden.reshape(B * P, 1, C)
         if x.ndim == 4:
-            place = place.transpose(1, 2).unsqueeze(-1)  # [B * P, C, 1, 1]
+            place = place.unsqueeze(1) if self._channels_last(x) else place.transpose(1, 2).unsqueeze(-1)
         elif prefix is not None and prefix.shape[1] and v.trunk.global_pool not in ("token", "map"):
             place = torch.cat([prefix.repeat_interleave(P, dim=0), place], dim=1)  # the pool skips the prefix tokens
         return ImageOutput(pooled, v.head(v.trunk.forward_head(place)).reshape(B, P, -1), hidden)
 
-    def _flat(self, x: Tensor) -> Tensor:
-        if x.shape[1] != self.width:
-            raise ValueError(f"image tokens: {type(self.visual.trunk).__name__} gives a map of shape {tuple(x.shape)}")
-        return x.flatten(2).transpose(1, 2)
+    @property
+    def _prefix_tokens(self) -> int:
+        found = getattr(self.visual.trunk, "num_prefix_tokens", None)
+        if found is None:
+            raise ValueError(f"image tokens: {self._name} does not say which of its tokens are patches")
+        return int(found)
+
+    @property
+    def _name(self) -> str:
+        return type(self.visual.trunk).__name__
+
+    def _channels_last(self, x: Tensor) -> bool:
+        return x.shape[3] == self.width != x.shape[1]  # Swin's maps
+
+    def _flat(self, x: Any) -> Tensor:
+        if not isinstance(x, Tensor) or x.ndim != 4 or self.width not in (x.shape[1], x.shape[3]):
+            given = f"a map of shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+            raise ValueError(f"image tokens: {self._name} gives {given}")
+        return x.flatten(1, 2) if self._channels_last(x) else x.flatten(2).transpose(1, 2)
