@@ -207,12 +207,11 @@ def test_timm_tokens_are_the_head_at_one_place(name: str) -> None:
         torch.testing.assert_close(plain.tokens.mean(dim=1), plain.pooled, atol=1e-5, rtol=0)  # type: ignore[union-attr]
 
 
-@pytest.mark.filterwarnings("ignore:torch.searchsorted")  # timm, while it fits the table of positions to the size
 def test_tokens_of_a_tower_with_channels_last() -> None:
     """Swin's maps are [B, h, w, C]; behind its norm stand a mean and a linear map: a token is that map at one place."""
     vision = {"timm_model_name": "swin_tiny_patch4_window7_224", "timm_pool": "avg", "timm_proj": "linear"}
-    dual = make_dual({**copy.deepcopy(NANO), "custom_text": True, "vision_cfg": vision | {"image_size": 64}})
-    image = torch.randn(2, 3, 64, 64)
+    dual = make_dual({**copy.deepcopy(NANO), "custom_text": True, "vision_cfg": vision | {"image_size": 224}})
+    image = torch.randn(1, 3, 224, 224)
     visual: Any = dual.visual
     out = dual.image_tower.run(image, tokens=True)
     maps = visual.trunk.forward_features(image)
