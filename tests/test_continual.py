@@ -128,6 +128,15 @@ def test_replay_gives_earlier_domains_their_share(tmp_path: Path, data: Path) ->
     assert len(plan(continual, "finetune")) == 3
 
 
+def test_replay_has_the_steps_of_fine_tuning(tmp_path: Path, data: Path) -> None:
+    """An epoch of a mixture is longer than one of the domain alone."""
+    finetune, replay = (plan(made(tmp_path, data), arm)[1].duration for arm in ("finetune", "replay"))
+    assert finetune == replay == parse("3steps")
+    with pytest.raises(ConfigError, match="domain odd: 2epochs, but with replay.*in samples or steps"):
+        plan(made(tmp_path, data, "domains.1.duration=2epochs"), "replay")
+    assert len(plan(made(tmp_path, data, "domains.0.duration=2epochs"), "replay")) == 2
+
+
 def test_joint_has_the_same_budget(tmp_path: Path, data: Path) -> None:
     (run,) = plan(made(tmp_path, data), "joint")
     assert str(run.duration) == "7steps"

@@ -18,6 +18,7 @@ from tests.shards import make_shards
 from vlp import checkpoint, config
 from vlp.log import read_lines, read_steps
 from vlp.models import pretrained
+from vlp.report.progress import training
 from vlp.run import Run
 from vlp.trainer import Evaluator, Trainer
 from vlp.verdict import NonFiniteError
@@ -198,6 +199,58 @@ def test_a_run_without_one_usable_sample_ends_before_its_first_step(tmp_path: Pa
         make(tmp_path, urls, "data.sources.0.captions.fields=[title]").train()
     assert read_steps(tmp_path / "t" / "metrics.jsonl") == [], "a loss of 0 that nothing was seen for"
     assert len(list(read_lines(tmp_path / "t" / "skips.jsonl"))) == 8
+
+
+def test_a_later_batch_without_a_pair_makes_no_update_and_no_loss_of_zero(
+    tmp_path: Path, urls: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weight decay and momentum alone would move the weights; the run goes on, and says what it met."""
+    after: list[torch.Tensor] = []
+
+    def look(dual: Any, done: int) -> dict[str, float]:
+        after.append(dual.visual.conv1.weight.detach().clone())
+        return {}
+
+    def mixed(seed: int) -> Trainer:
+        sources = [
+            {"name": "shards", "urls": urls, "weight": 1, "title": "fine"},
+            {"name": "shards", "urls": urls, "weight": 1, "title": "dumb", "captions": {"fields": ["title"]}},
+        ]
+        data = {**settings(tmp_path, urls)["data"], "sources": sources, "single_source": True, "mixture_block": 4}
+        data["max_bad_fraction"] = 1
+        values = settings(tmp_path, urls, data=data, duration="4steps", seed=seed, companions=["ema"])
+        looks = [_span(Evaluator("1steps", look))]  # type: ignore[arg-type]
+        return Trainer(config.validate(Run, values, where="test"), evaluators=looks)
+
+    trainer = next(found for found in map(mixed, range(20)) if found.feed.batch(0).valid.any())
+    empty = [step for step in range(4) if not trainer.feed.batch(step).valid.any()]
+    assert len(empty) == 2
+    trainer.train()
+
+    steps = read_steps(tmp_path / "t" / "metrics.jsonl")
+    assert [step for step, record in enumerate(steps) if "loss" not in record] == empty
+    assert all("terms" not in steps[step] and "grad_norm" not in steps[step] for step in empty)
+    assert [step for step in range(1, 4) if torch.equal(after[step], after[step - 1])] == empty
+    assert steps[-1]["left_out"] == {"not_finite": 0, "overflow": 0, "no_pair": 2}
+    assert int(trainer.companions["ema"].updates) == len(trainer.spikes.values["loss"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    for step in empty:
+        assert f"step {step + 1}: none of its 8 slots has a pair, on any rank: dumb (no_caption 8)" in said
+        assert f"step {step + 1}/4 no pair, no loss" in said
+    assert "not finite" not in str(training(steps))
+
+
+def _in_a_group(rank: int, world: int, out: Path, urls: str, overrides: tuple[str, ...]) -> None:
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")  # Accelerate asks for them; the group is there already
+    make(out, urls, *overrides).train()
+
+
+def test_gradcache_in_a_group_of_one_process(tmp_path: Path, urls: str, spawn: Any) -> None:
+    """`torchrun --nproc-per-node 1` has DDP too, which must not reduce before the last micro-batch."""
+    overrides = ("micro_batch=3", "duration=3steps")
+    spawn(_in_a_group, 1, tmp_path / "group", urls, overrides)
+    make(tmp_path / "alone", urls, *overrides).train()
+    assert losses(tmp_path / "group") == losses(tmp_path / "alone")
 
 
 def test_a_fault_ends_the_loader_with_the_run(tmp_path: Path, urls: str) -> None:

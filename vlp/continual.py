@@ -185,6 +185,11 @@ def _sources(domains: Sequence[Domain], replay: float) -> list[Settings]:
     *earlier, now = domains
     if not (replay and earlier):
         return list(now.sources)
+    if now.duration.unit == "epochs":
+        raise ConfigError(
+            f"domain {now.name}: {now.duration}, but with replay an epoch is a pass over the earlier domains too, so "
+            "the arm would train for longer than the others; give its duration in samples or steps"
+        )
     return _mixture([(now, 1 - replay), *((domain, replay / len(earlier)) for domain in earlier)])
 
 

@@ -50,7 +50,8 @@ def none_usable(ledger: SkipLedger, *, folder: Path) -> RuntimeError:
     """The error of a run whose samples so far were all left out, by reason."""
     return RuntimeError(
         f"none of {ledger.seen} samples could be used ({ledger.summary()}); see {folder / 'skips.jsonl'}. "
-        "With no_caption, name the fields that hold captions: data.sources.0.captions.fields=[...]"
+        "With no_caption, name the fields that hold captions of the source named there: "
+        "data.sources.0.captions.fields=[...] for the first"
     )
 
 

@@ -68,7 +68,10 @@ class Journal:
             raise none_usable(self.ledger, folder=self.folder)
 
     def record(self, done: int, step: Mapping[str, Any], **more: Any) -> None:
-        """Write the record of step `done`, with `more`; RuntimeError once too many samples could not be used."""
+        """Write the record of step `done`, with `more`; RuntimeError once too many samples could not be used.
+
+        step: its "lr", and of one that had a pair its "loss", "terms" and "grad_norm"; the record has no others.
+        """
         wall, stages = self.meter.lap()
         pace = max(1e-9, wall - sum(stages.get(stage, 0.0) for stage in ASIDE))
         samples = self._gather(done)
@@ -76,10 +79,8 @@ class Journal:
             "step": done,
             "samples": done * self.clock.batch_size,
             "epoch": self.clock.epoch(done),
-            "loss": _mean(step["loss"]),
-            "terms": {name: _mean(term) for name, term in step["terms"].items()},
+            **_found(step),
             "lr": step["lr"],
-            "grad_norm": float(step["grad_norm"]),
             "samples_per_s": samples / pace,
             "data_wait": stages.get("data wait", 0.0) / pace,
             "seconds": time.perf_counter() - self._began,
@@ -180,6 +181,14 @@ def opening(run: Run, progress: Progress, *, clock: Clock, feed: Feed, trained: 
         f"{numbers:.1f} M parameters, {dist.world()} process(es), {torch.get_num_threads()} thread(s), "
         f"{trained[0].device}, precision {run.precision}"
     )
+
+
+def _found(step: Mapping[str, Any]) -> dict[str, Any]:
+    """Loss, terms and gradient norm over all ranks; nothing for a step that no rank had a pair for."""
+    if "loss" not in step:
+        return {}
+    terms = {name: _mean(term) for name, term in step["terms"].items()}
+    return {"loss": _mean(step["loss"]), "terms": terms, "grad_norm": float(step["grad_norm"])}
 
 
 def _mean(value: Tensor) -> float:

@@ -182,8 +182,9 @@ class Reporter:
     def _headline(self, record: Mapping[str, Any]) -> str:
         done = int(record["step"]) - self._start
         left = (time.perf_counter() - self._began) / max(1, done) * (self._total - int(record["step"]))
+        loss = f"loss {record['loss']:.4f}" if "loss" in record else "no pair, no loss"
         return (
-            f"loss {record['loss']:.4f}  {record['samples_per_s']:.0f} samples/s  "
+            f"{loss}  {record['samples_per_s']:.0f} samples/s  "
             f"data wait {100 * record['data_wait']:.0f}%  lr {record['lr']:.2e}  scale {record['scale']:.1f}  "
             f"ETA {_clock(left)}"
         )

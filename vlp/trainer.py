@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from contextlib import closing, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -149,7 +149,7 @@ class Trainer:
             save = leave or self._due(self.run.save.every, done)
             if save or self._due(self.run.log.every, done):
                 self._record(done, record)
-            if spike := self.spikes.add(Step(done, found.loss, found.grad_norm, batch.keys)):
+            if not found.empty and (spike := self.spikes.add(Step(done, found.loss, found.grad_norm, batch.keys))):
                 self.journal.spike(spike)
             progress = self.journal.progress(done)
             if save:
@@ -177,25 +177,32 @@ class Trainer:
         value = self._backward(step, batch)
         if self.dual.prefix is not None:
             self.dual.prefix.leave_absent(batch)
-        limit = self.run.clip_norm if self.run.clip_norm is not None else float("inf")
-        norm = whole(self.accelerator.clip_grad_norm_(self.parameters, limit))
+        norm = whole(self.accelerator.clip_grad_norm_(self.parameters, self.run.clip_norm or float("inf")))
         record = {"loss": value.total, "terms": value.terms, "lr": rate, "grad_norm": norm}
         scaler = self.accelerator.scaler
-        found = verdict.agree(value.total, norm, scaled=scaler is not None, stop=bool(stop))
-        if found.finite:
+        found = verdict.agree(value.total, norm, valid=batch.valid, scaled=scaler is not None, stop=bool(stop))
+        if found.finite and not found.empty:
             self.optimizer.step()
             self._follow(step, batch)
         else:
             self.statistics.put_back()
-            text = verdict.explain(self.dual, batch, record, step=step + 1, parts=lambda: self._parts(step, batch))
-            if self.parts.shards is not None:
-                self.parts.shards.reshard()
-            self._say(text)
-            self.left_out.not_finite(text)
+            self._leave_out(step, batch, record, found)
             if scaler is not None:
                 scaler.update()  # or the next clipping would find its gradients unscaled already
         self.optimizer.zero_grad(set_to_none=True)
         return record, found
+
+    def _leave_out(self, step: int, batch: Batch, record: dict[str, Any], found: Verdict) -> None:
+        """Say why no update is made; without a pair weight decay and momentum alone would move the weights."""
+        if found.finite:
+            del record["loss"], record["terms"], record["grad_norm"]  # zeros that nothing was seen for
+            self._say(verdict.without_pair(batch, step=step + 1, sources=self.feed.source_names))
+            return self.left_out.no_pair()
+        text = verdict.explain(self.dual, batch, record, step=step + 1, parts=lambda: self._parts(step, batch))
+        if self.parts.shards is not None:
+            self.parts.shards.reshard()
+        self._say(text)
+        self.left_out.not_finite(text)
 
     def _follow(self, step: int, batch: Batch) -> None:
         """What comes after the optimizer's step, unless the gradient scaler left it out."""
@@ -223,7 +230,7 @@ class Trainer:
                 micro=self.run.micro_batch,
                 reseed=lambda micro: self._reseed(step, micro),
                 backward=self.accelerator.backward,
-                no_sync=self._no_sync,
+                no_sync=getattr(self.model, "no_sync", nullcontext),  # of DDP, which a group of one process has too
             )
         self._reseed(step, 0)
         value = self.objective(self.model(batch), batch)
@@ -253,9 +260,6 @@ class Trainer:
         """Dropout and patch dropout are a function of (seed, step, rank, micro-batch)."""
         words = f"{self.run.seed} {step} {dist.rank()} {micro}".encode()
         torch.manual_seed(int.from_bytes(hashlib.blake2b(words, digest_size=7).digest(), "big"))
-
-    def _no_sync(self) -> AbstractContextManager[Any]:
-        return self.accelerator.no_sync(self.model) if dist.world() > 1 else nullcontext()
 
     def _due(self, every: Duration, done: int) -> bool:
         return done == self.clock.total or done % max(1, self.clock.steps(every)) == 0

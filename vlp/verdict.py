@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -25,28 +26,31 @@ class Verdict(NamedTuple):
     """One answer on every rank."""
 
     finite: bool  # loss and gradient, on all ranks
+    empty: bool  # no rank has a valid pair: the loss is a 0 that nothing was seen for
     leave: bool  # a rank was told to
     loss: float  # mean over ranks
     grad_norm: float
 
 
-def agree(loss: Tensor, grad_norm: Tensor, *, scaled: bool, stop: bool) -> Verdict:
+def agree(loss: Tensor, grad_norm: Tensor, *, valid: Tensor, scaled: bool, stop: bool) -> Verdict:
     """The verdict of all ranks on a step, by one small collective and one wait for the device.
 
-    scaled: under a gradient scaler a gradient may overflow, then the scaler leaves the step out.
+    valid: bool [B], slots with a pair. scaled: under a gradient scaler a gradient may overflow, then the scaler leaves
+    the step out.
     """
     loss, norm = loss.detach(), grad_norm.detach().to(loss.device)
     finite = loss.isfinite() if scaled else loss.isfinite() & norm.isfinite()
-    mine = torch.stack([(~finite).double(), loss.new_full((), float(stop)).double(), loss.double(), norm.double()])
-    bad, leave, loss_sum, norm_sum = dist.total(mine).tolist()
-    return Verdict(bad == 0, leave > 0, loss_sum / dist.world(), norm_sum / dist.world())
+    some, left = valid.any().to(loss.device), loss.new_full((), float(stop))
+    mine = torch.stack([x.double() for x in (~finite, some, left, loss, norm)])
+    bad, pairs, leave, loss_sum, norm_sum = dist.total(mine).tolist()
+    return Verdict(bad == 0, pairs == 0, leave > 0, loss_sum / dist.world(), norm_sum / dist.world())
 
 
 class LeftOut:
     """Updates that were not made, by reason; NonFiniteError once too many came in a row."""
 
     def __init__(self, limit: int) -> None:
-        self.limit, self.counts = limit, {"not_finite": 0, "overflow": 0}
+        self.limit, self.counts = limit, {"not_finite": 0, "overflow": 0, "no_pair": 0}
         self._bad = self._overflows = 0
 
     def made(self, step: int, *, overflow: bool) -> None:
@@ -56,6 +60,10 @@ class LeftOut:
         self.counts["overflow"] += overflow
         if self._overflows > MAX_OVERFLOWS:
             raise NonFiniteError(f"step {step}: {self._overflows} fp16 overflows in a row; use precision=bf16")
+
+    def no_pair(self) -> None:
+        """Take note of a step whose batch had no pair on any rank."""
+        self.counts["no_pair"] += 1
 
     def not_finite(self, text: str) -> None:
         """Take note of a step that was not finite; `text` says of what."""
@@ -67,6 +75,23 @@ class LeftOut:
                 "that are bad out of the shards, or lower optim.lr; started again, the run goes on from its last "
                 "checkpoint"
             )
+
+
+def without_pair(batch: Batch, *, step: int, sources: Sequence[str]) -> str:
+    """Of which sources the batch of a step was to be, and why no rank has a pair of them. Every rank calls it."""
+    shares = dist.gather_object(([sources[number] for number in batch.source.tolist()], batch.skips))
+    slots = Counter(source for share in shares for source in share[0])
+    skips = [skip for share in shares for skip in share[1]]
+    why = {source: Counter(skip.reason for skip in skips if skip.source == source) for source in slots}
+    told = ", ".join(
+        f"{source} ({', '.join(f'{reason} {n}' for reason, n in reasons.most_common()) or 'empty slots'})"
+        for source, reasons in why.items()
+    )
+    example = f"; the first is {skips[0].shard}:{skips[0].key}" if skips else ""
+    return (
+        f"step {step}: none of its {slots.total()} slots has a pair, on any rank: {told}{example}; "
+        "no loss is logged, and the update is left out"
+    )
 
 
 def explain(

@@ -161,6 +161,7 @@ def test_no_true_caption_is_served_as_a_false_one() -> None:
         ({"merge": 2}, "merge: only with pick: subcaptions"),
         ({"pick": "sentences", "pool": ["a"], "first": "piece"}, "pool, first: only with"),
         ({"pick": "subcaptions", "merge_how": "mixed", "replace": "never"}, "each caption by itself"),
+        ({"count": 2}, "count: 2, but pick: first takes one text"),
         ({"negatives": 1}, "set negative_fields, negative_rule"),
         ({"negative_rule": "swap"}, "set negatives"),
     ],

@@ -52,6 +52,24 @@ def test_captions_beyond_k_are_left_out() -> None:
     assert batch.text.shape == (1, 2, 8)
 
 
+def test_a_caption_without_tokens_is_no_caption() -> None:
+    """It would count as one whose features are zeros."""
+
+    class Letters:
+        context, vocab_size, pad, fingerprint = 8, 128, 0, "letters"  # and no start or end
+
+        def encode(self, texts: list[str]) -> list[list[int]]:
+            return [[ord(char) for char in text if char.isalpha()] for text in texts]
+
+    items = [item(1, ["!", "ab"])._replace(negatives=("?",)), item(2, ["..."])._replace(negatives=("c",)), None]
+    batch = collate(items, tokenizer=Letters(), captions=2, size=(4, 6), negatives=1)  # type: ignore[arg-type]
+    assert batch.caption_mask.tolist() == [[False, True], [False, False], [False, False]]
+    assert torch.equal(batch.token_mask.any(dim=2), batch.caption_mask)
+    assert batch.extra["negative_mask"].any(dim=2).tolist() == [[False], [True], [False]]
+    assert batch.valid.tolist() == [True, True, False]
+    assert batch.notes == ("caption_without_tokens",) * 2
+
+
 def test_a_batch_without_a_sample() -> None:
     batch = collate([None, None], tokenizer=TOKENIZER, captions=3, size=(4, 6))
     assert batch.text.shape == (2, 3, 8)

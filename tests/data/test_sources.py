@@ -318,6 +318,9 @@ def test_settings_are_checked_with_their_path(folder: Path) -> None:
     assert "captions: 3, but no source gives more than 1" in fault(captions=3)
     one = {"name": "shards", "urls": "a"}
     assert "every source a weight, or none" in fault(sources=[{**one, "weight": 1}, one])
+    assert "labels: not read with kind: caption; set kind: label" in fault(sources=[{**one, "labels": {"field": "id"}}])
+    told = {"captions": {"fields": ["txt"]}, "labels": {"field": "id", "templates": ["a {}"]}}
+    assert "labels.templates: not used where captions say" in fault(sources=[{**one, "kind": "label", **told}])
     assert "5 captions a picture" in fault(sources=[{**one, "captions": {"pick": "all", "count": 5}}])
 
 

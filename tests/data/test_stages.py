@@ -94,7 +94,7 @@ def test_reasons() -> None:
 def test_picks() -> None:
     five = ["a.", "b.", "c. d.", "e.", "f."]
     rng = np.random.default_rng(0)
-    assert Captions(pick="first", count=3).choose(five, rng) == ["a."]
+    assert Captions(pick="first").choose(five, rng) == ["a."]
     assert Captions(pick="all", count=3).choose(five, rng) == ["a.", "b.", "c. d."]
     assert Captions(pick="all", count=9).choose(five, rng) == five
     assert Captions(pick="random", count=2).choose(five, None) == ["a.", "b."]

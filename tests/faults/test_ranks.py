@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.conftest import random_batch
 from tests.faults.ranks import Ended, run_ranks, run_some
 from tests.shards import make_shards
 from tests.test_runs import processes_of
@@ -31,7 +32,7 @@ from vlp.duration import parse
 from vlp.log import read_lines, read_steps
 from vlp.spikes import ScaleLimit, Spikes, Step
 from vlp.trainer import Evaluator, Trainer
-from vlp.types import Batch, Features
+from vlp.types import Batch, Features, Skip
 
 ROWS = {*range(35, 40), *range(43, 48), 49, 50, 52, 53, 54}  # of docs/faults.md
 KEY = "00001.tar:000020"  # what the faults of reading and of features wait for
@@ -280,7 +281,7 @@ def test_nan_on_one_rank_is_left_out_by_both_and_the_run_goes_on(tmp_path: Path,
     assert [rank.code for rank in ended] == [0, 0], ended
     assert ended[0].said.count(f"{KEY} (image not finite); update left out") == 1, "once an epoch"
     last = read_steps(tmp_path / "t" / "metrics.jsonl")[-1]
-    assert (last["step"], last["left_out"]) == (6, {"not_finite": 1, "overflow": 0})
+    assert (last["step"], last["left_out"]) == (6, {"not_finite": 1, "overflow": 0, "no_pair": 0})
     assert all(bool(value.isfinite().all()) for value in final_weights(tmp_path).values())
 
 
@@ -454,6 +455,23 @@ def test_overflows_in_a_row_end_the_run_and_others_do_not() -> None:
     with pytest.raises(verdict.NonFiniteError, match="31 fp16 overflows in a row; use precision=bf16"):
         _overflow(left_out)
     assert left_out.counts["overflow"] == 4 * 29 + 2  # 29 of the last 31 were the end of the loop before
+
+
+def _pairs_of(rank: int, world: int) -> tuple[list[bool], str]:
+    skip = Skip("not_image", "scenes", "0.tar", f"k{rank}")
+    batch = replace(random_batch(2, valid=[False, False]), skips=(skip, skip))
+    loss, norm = torch.zeros(()), torch.zeros(())
+    seen = [torch.tensor(slots) & (rank == 1) for slots in ([False, False], [True, False])]
+    found = [verdict.agree(loss, norm, valid=valid, scaled=False, stop=False).empty for valid in seen]
+    return found, verdict.without_pair(batch, step=3, sources=["scenes"])
+
+
+def test_a_step_is_empty_where_no_rank_has_a_pair(spawn: Callable[..., list[Any]]) -> None:
+    text = (
+        "step 3: none of its 4 slots has a pair, on any rank: scenes (not_image 4); the first is 0.tar:k0; "
+        "no loss is logged, and the update is left out"
+    )
+    assert spawn(_pairs_of, 2) == [([True, False], text)] * 2
 
 
 def _overflow(left_out: verdict.LeftOut) -> None:

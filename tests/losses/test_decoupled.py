@@ -98,6 +98,16 @@ def test_the_weight_has_mean_one_and_no_gradient(make_batch, make_features):
     assert_equal(found, value_and_gradients(fixed, features))
 
 
+@pytest.mark.parametrize("sigma", [0.1, 0.01, 0.001])
+def test_a_small_sigma_does_not_overflow(make_batch, make_features, sigma):
+    """exp(1 / sigma) is beyond fp32 from 1 / 89 on; the weights themselves stay within 2 and 2 - N."""
+    cosine = torch.tensor([1.0, 0.9, 0.1, -1.0, 1.0])
+    valid = torch.tensor([True] * 4 + [False])
+    expected = 2 - 4 * (cosine[:4].double() / sigma).softmax(0)
+    torch.testing.assert_close(DCLW(sigma=sigma).weights(cosine, valid)[:4].double(), expected, atol=1e-4, rtol=0)
+    assert (DCLW(sigma=sigma).weights(cosine, torch.zeros(5, dtype=torch.bool)) == 2).all()
+
+
 def test_the_pull_does_not_fade_where_clip_is_content(make_batch):
     """The gradient of CLIP vanishes for an easy pair; that of DCL stays the scale."""
     eye = torch.eye(3, dtype=torch.float64)

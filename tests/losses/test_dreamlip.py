@@ -12,7 +12,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tests.losses.compare import assert_equal, awkward
 from tests.losses.extra import gradients, merged, one_rank, summed
+from tests.losses.heads import parameters_gradients
 from tests.models import tiny
+from tests.models.test_freeze import RESNET
 from vlp import gradcache
 from vlp.losses import LOSSES
 from vlp.losses.dreamlip import DreamLIP, grouped, patch_weights
@@ -251,6 +253,17 @@ def test_with_a_model_gradcache_and_ddp_equal_one_backward(spawn):
     assert_equal(_grads(cached), _grads(direct), atol=1e-10)
     for rank in spawn(_on_one_rank, 2, batch):
         assert_equal(rank, _grads(direct), atol=1e-10)
+
+
+def test_alone_it_leaves_no_parameter_without_a_gradient():
+    """It reads the patches of a ResNet alone, and DDP would wait for the queries of its attention pool."""
+    dual = tiny.make_dual(RESNET).double()
+    alone = Objective([DreamLIP()])
+    dual.heads.update(alone.heads(dual))
+    dual.set_needs(alone.needs)
+    batch = _batch()
+    alone(dual(batch), batch).total.backward()
+    assert parameters_gradients(dual)["visual.attnpool.q_proj.weight"].abs().max() == 0
 
 
 def test_a_few_steps_lower_the_term_and_the_scale_stays_in_bounds():

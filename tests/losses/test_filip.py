@@ -237,7 +237,7 @@ def test_all_tokens_kept_is_no_selection(make_batch):
     batch = _awkward(make_batch)
     features = token_features(batch)
     expected = seen(FILIP(), features, batch)
-    assert_equal(seen(FILIP(image_keep=1.0, text_keep=1.0, group=4), features, batch), expected, atol=0)
+    assert_equal(seen(FILIP(image_keep=1.0, text_keep=1.0), features, batch), expected, atol=0)
     nearly = seen(FILIP(image_keep=0.999, text_keep=0.999, group=4), features, batch)  # rounded up, but sorted
     assert_equal(nearly, expected)
     assert abs(seen(FILIP(image_keep=0.2), features, batch)["value"] - expected["value"]) > 1e-3
@@ -395,6 +395,8 @@ def test_settings_are_checked(make_batch):
             FILIP(**bad)
     with pytest.raises(ValueError, match="leave one of them out"):
         FILIP(own_scale=True, temperature=0.1)
+    with pytest.raises(ValueError, match="group: 4 says among which slots.*all are kept; set image_keep or text_keep"):
+        FILIP(group=4)
     batch = make_batch(3)
     with pytest.raises(ValueError, match="group=2 does not divide the 3 slots"):
         FILIP(image_keep=0.5, group=2)(token_features(batch), batch)

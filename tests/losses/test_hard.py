@@ -85,6 +85,20 @@ def test_ends_of_the_settings(make_batch, make_features):
         assert_equal(found, value_and_gradients(only_term(theirs, batch), features))
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"judge": "teacher"}, "judge: only with drop_above"),
+        ({"drop_by": "similarity"}, "drop_by: only with drop_above"),
+        ({"text_column": "reference/text"}, "text_column: only with drop_above"),
+        ({"drop_above": 0.0, "image_column": "reference/image"}, "image_column: only with judge: teacher"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        HardNegative(**settings)
+
+
 def test_one_negative_needs_no_weight(make_batch, make_features):
     features = make_features(2)
     values = {only_term(HardNegative(beta=beta), make_batch(2))(features).item() for beta in (0.0, 0.5, 3.0)}

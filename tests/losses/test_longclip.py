@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -58,6 +59,14 @@ def test_a_batch_smaller_than_the_components_is_left_as_it_is(make_batch, make_f
     found = gradients(summed(LongCLIP(components=8), batch), features)
     expected = gradients(summed(InfoNCE(label_smoothing=0.1), batch), features)
     assert_equal(found, {name: 2 * x for name, x in expected.items()}, atol=1e-9)
+
+
+def test_with_own_positives_labels_play_no_part(make_batch, make_features):
+    features, repeated = awkward(make_batch, make_features)
+    apart = replace(repeated, label=torch.arange(len(repeated)))
+    found = gradients(summed(LongCLIP(components=3, positives="own"), repeated), features)
+    assert_equal(found, gradients(summed(LongCLIP(components=3), apart), features))
+    assert abs(found["value"] - summed(LongCLIP(components=3), repeated)(features)) > 0.01
 
 
 def test_principal_components_by_hand():

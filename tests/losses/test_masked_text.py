@@ -144,3 +144,9 @@ def test_blocks_of_logits_change_nothing(monkeypatch, tied):
     for other in found[1:]:
         for a, b in zip(found[0], other, strict=True):
             torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-12)
+
+
+def test_a_mask_that_the_tower_has_no_embedding_of_is_refused():
+    headed([MaskedText(mask_id=98)])
+    with pytest.raises(ValueError, match="mask_id 99, but the text tower has embeddings of 99 ids"):
+        headed([MaskedText(mask_id=99)])

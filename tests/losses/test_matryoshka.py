@@ -105,6 +105,7 @@ def test_needs_heads_and_settings_are_those_of_the_inner_loss():
         ({"widths": [4, 8], "shares": [1.0]}, "1 for 2 widths"),
         ({"widths": [4], "of": {"name": "infonce", "weight": 2.0}}, "set weight of matryoshka"),
         ({"widths": [4], "of": "infonse"}, "infonce"),
+        ({"widths": [4], "of": {"name": "matryoshka", "of": "infonce", "widths": [8]}}, "wider than 4, to which"),
     ):
         with pytest.raises(ValueError, match=match):
             LOSSES.build({"name": "matryoshka", "of": "infonce", **bad})

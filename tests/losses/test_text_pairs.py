@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-import torch
 
 from tests.losses import loops
 from tests.losses.compare import AWKWARD
-from tests.losses.heads import assert_equals, assert_sound
+from tests.losses.heads import assert_ddp_exact, assert_equals, assert_sound, real_batch
 from vlp.losses import LOSSES
 from vlp.losses.text_pairs import TextPairs
 
@@ -41,11 +40,16 @@ def test_is_sound(make_batch, make_features, spawn):
     assert_sound(TextPairs(), *_situation(make_batch, make_features), spawn)
 
 
+def test_alone_it_leaves_no_parameter_without_a_gradient(spawn):
+    """DDP would wait for those of the image tower, and a second step would fail."""
+    assert_ddp_exact([TextPairs()], [real_batch(views=0, momentum=False)], spawn)
+
+
 def test_pictures_and_lonely_captions_take_no_part(make_batch, make_features):
     features, batch = _situation(make_batch, make_features)
     text = features.text.detach().clone()
-    text[4] = text[6] = text[7] = torch.nan  # without a first caption, without a second one, twice
-    changed = features._replace(text=text, image=torch.full_like(features.image, torch.nan))
+    text[[4, 6, 7]] *= -1  # without a first caption, without a second one, twice
+    changed = features._replace(text=text, image=-features.image)
     assert TextPairs()(changed, batch)["text_pairs"].item() == pytest.approx(
         TextPairs()(features, batch)["text_pairs"].item(), abs=1e-12
     )

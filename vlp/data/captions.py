@@ -83,6 +83,10 @@ class Captions(Part):
     @model_validator(mode="after")
     def _settings_that_do_something(self) -> Captions:
         changed = [name for name in _SUBCAPTIONS if getattr(self, name) != type(self).model_fields[name].default]
+        if self.count > 1 and self.pick == "first":
+            raise ValueError(
+                f"count: {self.count}, but pick: first takes one text; pick random, all, sentences or subcaptions"
+            )
         if changed and self.pick != "subcaptions":
             raise ValueError(f"{', '.join(changed)}: only with pick: subcaptions, not pick: {self.pick}")
         if self.merge_how == "mixed" and self.replace == "never":

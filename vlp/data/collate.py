@@ -41,6 +41,7 @@ def collate(
     valid = torch.tensor([item is not None for item in items], dtype=torch.bool)
     image = _filled(pictures(len(items), size) if image is None else image, items)
     said, denied = _encode(items, tokenizer, captions, negatives)
+    said, wordless = _with_tokens(said)
     denied, notes = _unlike(denied, said)
     text, token_mask = _padded(said, (len(items), captions), tokenizer, round_to)
     caption_mask = torch.zeros(len(items), captions, dtype=torch.bool)
@@ -62,7 +63,7 @@ def collate(
         extra=extra,
         keys=tuple(keys) if keys is not None else tuple("" if item is None else item.key for item in items),
         skips=tuple(skips),
-        notes=(*(note for item in items if item for note in item.notes), *notes),
+        notes=(*(note for item in items if item for note in item.notes), *wordless, *notes),
     )
 
 
@@ -98,12 +99,18 @@ def _encode(items: Sequence[Item | None], tokenizer: Tokenizer, captions: int, n
     return dict(zip(said, rows)), dict(zip(denied, rows[len(said) :]))
 
 
+def _with_tokens(said: Rows) -> tuple[Rows, list[str]]:
+    """The captions without those that a tokenizer with no end token makes nothing of; a note for each of these."""
+    kept = {place: ids for place, ids in said.items() if ids}
+    return kept, ["caption_without_tokens"] * (len(said) - len(kept))
+
+
 def _unlike(denied: Rows, said: Rows) -> tuple[Rows, list[str]]:
     """The false captions without those that, once cut, are a caption of their picture; a note for each of these."""
     truths: dict[int, list[list[int]]] = {}
     for (slot, _), ids in said.items():
         truths.setdefault(slot, []).append(ids)
-    kept = {place: ids for place, ids in denied.items() if ids not in truths[place[0]]}
+    kept = {place: ids for place, ids in denied.items() if ids not in truths.get(place[0], ())}
     return kept, ["negative_is_caption"] * (len(denied) - len(kept))
 
 

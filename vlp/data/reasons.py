@@ -61,6 +61,7 @@ REMEDIES: dict[str, str] = {
     # a sample that is used all the same
     "caption_cut": "longer than data.limits.max_caption_bytes; cut there",
     "caption_not_text": "items of a list of captions that are no texts; left out",
+    "caption_without_tokens": "cleaning or the tokenizer leaves nothing of it; left out, its picture has one fewer",
     "no_negative": "no false caption to be had; its slots stay empty",
     "negative_is_caption": "once cut, a false caption reads like a true one; left out",
     "flat_image": "a picture of one colour: a placeholder? leave it out with a keep-list",

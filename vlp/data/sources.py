@@ -99,6 +99,15 @@ class Source(Part):
     split_file: str | None = Field(None, description="a split written before, instead of the hash")
 
     @model_validator(mode="after")
+    def _labels_do_something(self) -> Source:
+        if self.labels is not None and self.kind == "caption":
+            raise ValueError("labels: not read with kind: caption; set kind: label, or leave them out")
+        written = self.labels is not None and self.labels.templates != Labels().templates
+        if written and self.captions is not None:
+            raise ValueError("labels.templates: not used where captions say what the texts are; leave one of them out")
+        return self
+
+    @model_validator(mode="after")
     def _columns_can_be_served(self) -> Source:
         check_columns(self.columns, self.crop, self.caption_stage())
         return self

@@ -87,8 +87,9 @@ class DCLW(DCL):
 
     def weights(self, similarity: Float[Tensor, "N"], valid: Bool[Tensor, "N"]) -> Float[Tensor, "N"]:
         """2 - exp(p_i / sigma) / mean, [N]; of mean 1."""
-        grown = torch.where(valid, (similarity / self.sigma).exp(), 0.0)
-        return 2 - grown * valid.sum() / grown.sum().clamp(min=torch.finfo(grown.dtype).tiny)
+        lowest = torch.finfo(similarity.dtype).min
+        shares = (similarity / self.sigma).masked_fill(~valid, lowest).softmax(0)  # a small sigma must not overflow
+        return 2 - shares * valid.sum()
 
 
 class _Side(NamedTuple):

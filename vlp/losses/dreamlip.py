@@ -16,6 +16,7 @@ from vlp.kernels.blocks import Block, Impl, full, no_autocast
 from vlp.kernels.masked import masked_logsumexp
 from vlp.losses.contrast import global_mean, group_ids
 from vlp.losses.loss import Loss
+from vlp.losses.per_sample import idle
 from vlp.losses.scale import FixedScale, OwnScale, scale_of
 from vlp.types import Batch, Features
 
@@ -78,7 +79,8 @@ class DreamLIP(Loss):
         partition = partial(self._partition, together, scale=scale, own=own, group=group, valid=valid)
         each = (partition(images[own], texts) + partition(texts[own], images)) / 2 - together
         local_sum = torch.where(valid[own], each, 0.0).sum()
-        return {"group": global_mean(local_sum, valid.sum().clamp(min=1).to(each.dtype))}
+        mean = global_mean(local_sum, valid.sum().clamp(min=1).to(each.dtype))
+        return {"group": mean + idle(features, batch)}
 
     def _partition(
         self, together: Tensor, x: Tensor, y: Tensor, *, scale: Tensor, own: slice, group: Tensor, valid: Tensor

@@ -15,6 +15,7 @@ from vlp.kernels.blocks import Block, full
 from vlp.kernels.late import LateImpl, PadMax, late_similarity
 from vlp.losses.contrast import global_mean
 from vlp.losses.loss import Loss
+from vlp.losses.per_sample import idle
 from vlp.losses.scale import FixedScale, OwnScale
 from vlp.losses.tokens import TokenPool, own_tokens, places_kept, pool_tokens, select
 from vlp.types import Batch, Features
@@ -55,9 +56,14 @@ class FILIP(Loss):
     batchless: ClassVar[frozenset[str]] = frozenset({"filip/scale", "filip/room"})
 
     @model_validator(mode="after")
-    def _has_one_scale(self) -> FILIP:
+    def _settings_that_agree(self) -> FILIP:
         if self.own_scale and self.temperature is not None:
             raise ValueError("own_scale learns a scale and temperature fixes it; leave one of them out")
+        if self.group is not None and self.image_keep == self.text_keep == 1:
+            raise ValueError(
+                f"group: {self.group} says among which slots tokens are chosen, and all are kept; set image_keep or "
+                "text_keep (paper: 0.25), or leave group out"
+            )
         return self
 
     def heads(self, dual: Any) -> dict[str, nn.Module]:
@@ -92,7 +98,7 @@ class FILIP(Loss):
             target = self._target(everyone, valid)
             both = _cross_entropy(by_image[..., k], target, valid) + _cross_entropy(by_text[..., k], target, valid)
             sums.append(torch.where(valid[everyone.own], both / 2, 0.0).sum())
-        return {"contrast": global_mean(torch.stack(sums).sum() + _unused(features, batch), everyone.num_captions)}
+        return {"contrast": global_mean(torch.stack(sums).sum(), everyone.num_captions) + idle(features, batch)}
 
     def _room(self, features: Features) -> int | None:
         """Places of a text that words can fill, if padding behind them counts."""
@@ -158,11 +164,3 @@ def _cross_entropy(
     """Of each row against its target, over the valid columns; finite, and to be thrown away, where none is valid."""
     partition = logits.masked_fill(~valid, torch.finfo(logits.dtype).min).logsumexp(1)
     return partition - (target * logits).sum(1)
-
-
-def _unused(features: Features, batch: Batch) -> Tensor:
-    """0 with a gradient of 0 for the pooled features: DDP waits for what only they use, such as an attention pool."""
-    real = batch.valid[:, None] & batch.caption_mask
-    image = torch.where(batch.valid[:, None], features.image, 0.0)
-    text = torch.where(real[..., None], features.text, 0.0)
-    return 0.0 * (full(image).sum() + full(text).sum())

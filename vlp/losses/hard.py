@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from vlp.kernels.blocks import Block, Impl
@@ -18,6 +18,8 @@ from vlp.losses.distill import TeacherPool, teacher_pool
 from vlp.losses.loss import Loss
 from vlp.losses.scale import scale_of
 from vlp.types import Batch, Features
+
+_OF_DROPPING = ("drop_by", "judge", "image_column", "text_column")  # settings of what drop_above leaves out
 
 
 class HardNegative(Loss):
@@ -47,6 +49,16 @@ class HardNegative(Loss):
     temperature: float | None = Field(None, gt=0.0, allow_inf_nan=False, description="in place of the learned scale")
     impl: Impl = "auto"
     block: Block = None
+
+    @model_validator(mode="after")
+    def _settings_that_do_something(self) -> HardNegative:
+        changed = [name for name in _OF_DROPPING if getattr(self, name) != type(self).model_fields[name].default]
+        if changed and self.drop_above is None:
+            raise ValueError(f"{', '.join(changed)}: only with drop_above, without which no negative is left out")
+        columns = [name for name in changed if name.endswith("_column")]
+        if columns and self.judge == "own":
+            raise ValueError(f"{', '.join(columns)}: only with judge: teacher; own similarities read no columns")
+        return self
 
     def __call__(self, features: Features, batch: Batch) -> dict[str, Tensor]:
         """The term "contrast"."""

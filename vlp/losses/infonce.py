@@ -40,10 +40,15 @@ class InfoNCE(Loss):
 
     def __call__(self, features: Features, batch: Batch) -> dict[str, Tensor]:
         """The term "contrast"."""
-        everyone = pool(features, batch) if self.positives == "label" else pool(features, batch).apart()
+        everyone = self._everyone(features, batch)
         scale = scale_of(features, self.temperature)
         slots = [self._slot(everyone, k, scale) for k in range(everyone.text.shape[1])]
         return {"contrast": global_mean(torch.stack(slots).sum(), everyone.num_captions)}
+
+    def _everyone(self, features: Features, batch: Batch) -> Pool:
+        """Features of all ranks, and who is whose positive."""
+        everyone = pool(features, batch)
+        return everyone if self.positives == "label" else everyone.apart()
 
     def _slot(self, everyone: Pool, k: int, scale: Float[Tensor, "1"]) -> Float[Tensor, ""]:
         """Sum over this rank's pairs that have a k-th caption of both directions' weighted cross entropies."""

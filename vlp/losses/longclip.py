@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vlp.kernels.blocks import full, no_autocast
-from vlp.losses.contrast import global_mean, pool
+from vlp.losses.contrast import global_mean
 from vlp.losses.infonce import InfoNCE
 from vlp.losses.scale import scale_of
 from vlp.types import Batch, Features
@@ -36,7 +36,7 @@ class LongCLIP(InfoNCE):
                 "longclip needs two captions a picture, the long one first, and there is one slot: set data.captions "
                 "to 2 and let `captions` of the sources give both"
             )
-        everyone = pool(features, batch)
+        everyone = self._everyone(features, batch)
         scale = scale_of(features, self.temperature)
         counts = everyone.real.sum(0).clamp(min=1).to(scale.dtype)
         coarse = principal(everyone.image, everyone.real[:, 1], components=self.components)

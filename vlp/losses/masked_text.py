@@ -36,6 +36,11 @@ class MaskedText(Loss):
     cuts: ClassVar[bool] = False
 
     def heads(self, dual: Any) -> dict[str, nn.Module]:
+        ids = token_table(dual.text).num_embeddings
+        if self.mask_id is not None and self.mask_id >= ids:
+            raise ValueError(
+                f"mlm: mask_id {self.mask_id}, but the text tower has embeddings of {ids} ids, 0 the first"
+            )
         return {"mlm": MaskedTextHead(self, dual)}
 
     def __call__(self, features: Features, batch: Batch) -> dict[str, Tensor]:

@@ -39,6 +39,8 @@ class Matryoshka(Loss):
             raise ValueError(f"widths {list(self.widths)}: each only once")
         if self.shares is not None and len(self.shares) != len(self.widths):
             raise ValueError(f"shares: {len(self.shares)} for {len(self.widths)} widths; give one each, or none")
+        if isinstance(self.of, Matryoshka) and max(self.of.widths) > min(self.widths):
+            raise ValueError(f"of.widths {list(self.of.widths)}: wider than {min(self.widths)}, to which widths cut")
         if self.of.weight != 1:
             raise ValueError(f"of.weight is {self.of.weight}, and would be lost; set weight of matryoshka itself")
         if not self.of.cuts:

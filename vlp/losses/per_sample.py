@@ -22,8 +22,8 @@ def mean_of(sums: Float[Tensor, "B"], counts: Shaped[Tensor, "B"], batch: Batch)
 def idle(features: Features, batch: Batch) -> Float[Tensor, ""]:
     """0 with a gradient of 0 for the pooled features of both towers.
 
-    DDP waits for the gradient of every parameter, also of a tower that a loss does not read. What stands in empty
-    slots is not looked at.
+    DDP waits for the gradient of every parameter, also of a tower that a loss does not read, or of an attention pool
+    where it reads tokens alone. What stands in empty slots is not looked at.
     """
     image = torch.where(batch.valid[:, None], features.image, 0.0)
     text = torch.where((batch.valid[:, None] & batch.caption_mask)[..., None], features.text, 0.0)

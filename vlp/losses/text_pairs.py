@@ -7,6 +7,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from vlp.losses.infonce import InfoNCE
+from vlp.losses.per_sample import idle
 from vlp.types import Batch, Features
 
 
@@ -30,4 +31,4 @@ class TextPairs(InfoNCE):
             caption_mask=batch.caption_mask[:, 1:],
             valid=batch.valid & batch.caption_mask[:, 0],
         )
-        return {"text_pairs": super().__call__(texts, both)["contrast"]}
+        return {"text_pairs": super().__call__(texts, both)["contrast"] + idle(features, batch)}
