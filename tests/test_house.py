@@ -35,7 +35,7 @@ LAYERS = {
     "vlp.listing": 1,
     **dict.fromkeys(("vlp.losses", "vlp.data", "vlp.optim", "vlp.optim_state", "vlp.probe"), 2),
     **dict.fromkeys(("vlp.models", "vlp.gradcache", "vlp.guards", "vlp.lock", "vlp.requeue", "vlp.report"), 3),
-    **dict.fromkeys(("vlp.alarm", "vlp.spikes"), 3),
+    **dict.fromkeys(("vlp.alarm", "vlp.spikes", "vlp.unread"), 3),
     **dict.fromkeys(("vlp.feature_cache", "vlp.pictures", "vlp.progress", "vlp.token_store", "vlp.token_scores"), 3),
     **dict.fromkeys(("vlp.embed", "vlp.sharded", "vlp.trained", "vlp.verdict"), 4),
     **dict.fromkeys(("vlp.run", "vlp.adapters", "vlp.explain"), 5),

@@ -28,6 +28,7 @@ from vlp.sharded import whole
 from vlp.spikes import ScaleLimit, Spikes, Step
 from vlp.state import Progress
 from vlp.types import Batch
+from vlp.unread import Watch
 from vlp.verdict import LeftOut, Verdict
 
 
@@ -73,7 +74,7 @@ class Trainer:
         self.parameters = [p for p in self.dual.parameters() if p.requires_grad]
         self.state = state.State(run, parts, scaler=self.accelerator.scaler)
         self.spikes = Spikes(window=run.spike.window, factor=run.spike.factor, keep=run.spike.keep)
-        self.left_out, self.scale_limit = LeftOut(run.max_nonfinite), ScaleLimit()
+        self.left_out, self.scale_limit, self.watch = LeftOut(run.max_nonfinite), ScaleLimit(), Watch()
         self.statistics = guards.BatchStatistics(self.dual)
 
     def train(self) -> Progress:
@@ -172,7 +173,7 @@ class Trainer:
         """One update of the model on one batch; returns what there is to log about it, and what all ranks found."""
         rate = self.run.optim.lr * self.parts.rate(step)
         set_rate(self.parts.adamw, rate)
-        batch = self._prepared(batch)
+        batch = self.watch(self._prepared(batch))
         self.statistics.keep()
         value = self._backward(step, batch)
         if self.dual.prefix is not None:
@@ -213,6 +214,8 @@ class Trainer:
         self.dual.clamp_scale()
         for companion in self.companions.values():
             companion.after_step(self.dual, step=step + 1, batch=batch)
+        if idle := self.watch.told(batch):
+            self._say(idle)
 
     def _parts(self, step: int, batch: Batch) -> Iterator[Batch]:
         """The micro-batches of a step, each with the generator seeded as for its forward."""
