@@ -11,14 +11,15 @@ from vlp.duration import Clock, Span, parse
     ("text", "span"),
     [(300, Span(300, "steps")), ("300", Span(300, "steps")), ("2epochs", Span(2, "epochs")),
      ("1 epoch", Span(1, "epochs")), ("10Msamples", Span(1e7, "samples")),
-     ("5%", Span(5, "percent")), (".5epochs", Span(0.5, "epochs"))],
+     ("5%", Span(5, "percent")), (".5epochs", Span(0.5, "epochs")), ("16.4Msamples", Span(16_400_000, "samples")),
+     ("12.3456789Msamples", Span(12_345_678.9, "samples")), ("0.123456789epochs", Span(0.123456789, "epochs"))],
 )  # fmt: skip
 def test_parse_and_back(text: object, span: Span) -> None:
     assert parse(text) == span
     assert parse(str(span)) == span
 
 
-@pytest.mark.parametrize("text", ["", "two epochs", "5 minutes", "-3", "1e3", True])
+@pytest.mark.parametrize("text", ["", "two epochs", "5 minutes", "-3", -3, "1e3", True])
 def test_refused(text: object) -> None:
     with pytest.raises(ValueError, match="is no duration"):
         parse(text)

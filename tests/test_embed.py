@@ -13,6 +13,7 @@ from tests.eval.colours import COLOURS, ColourDual, colour_shard, jpeg
 from vlp.data import open_records
 from vlp.embed import Encoder
 from vlp.models import pretrained
+from vlp.types import Sample
 
 
 @pytest.fixture
@@ -153,6 +154,13 @@ def test_cache_knows_the_weights_the_transform_and_the_precision(tmp_path, hashe
     dual = ColourDual()
     encode(dual)
     assert not dual.calls
+
+
+def test_a_sample_without_a_picture_is_left_out_with_a_cache_too(tmp_path, hashed):
+    given = [Sample("a", {"txt": b"words"}, "s.tar", 0), Sample("b", {"jpg": jpeg("red")}, "s.tar", 1)]
+    for _ in range(2):
+        found = Encoder(ColourDual(), cache=tmp_path).images(given)
+        assert (found.kept, found.reasons()) == ([1], {"no_image": 1})
 
 
 def test_a_damaged_entry_is_made_again(tmp_path, hashed):

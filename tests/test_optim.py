@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
+from vlp.checkpoint import CheckpointError
 from vlp.duration import Clock
 from vlp.models.dual import Dual
 from vlp.models.freeze import depths, lock
 from vlp.models.model import Model
 from vlp.optim import SCHEDULES, Optim, set_rate
+from vlp.optim_state import load_optimizer, optimizer_tensors
 
 CLOCK = Clock(batch_size=10, epoch_samples=100, total=100)
 
@@ -49,6 +52,32 @@ def test_infinite_cools_stays_and_anneals() -> None:
     assert open_end(99) == open_end(10_000) == 0.4
 
 
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ({"name": "cosine", "warmup": 200}, "warmup of 200 steps do not fit a run of 100"),
+        ({"name": "wsd", "warmup": 50, "decay": 60}, "warmup of 50 and decay of 60 steps do not fit"),
+        ({"name": "infinite", "cooldown": "80%", "anneal": 30}, "cooldown of 80 and anneal of 30 steps do not fit"),
+    ],
+)
+def test_phases_that_the_run_has_no_room_for_are_refused(spec: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        rate(**spec)
+
+
+def test_shares_that_add_up_to_the_whole_fit_a_run_of_any_length() -> None:
+    for total in range(1, 40):
+        clock = CLOCK._replace(total=total)
+        SCHEDULES.build({"name": "infinite", "warmup": "5%", "cooldown": "65%", "anneal": "30%"}).bind(clock)
+        SCHEDULES.build({"name": "wsd", "warmup": "33.3%", "decay": "66.7%"}).bind(clock)
+
+
+def test_an_anneal_goes_down() -> None:
+    with pytest.raises(ValueError, match=r"goes down from constant, 0\.005, to final, which is more: 0\.01"):
+        rate(name="infinite", constant=0.005, anneal=10)
+    assert rate(name="infinite", constant=0.005)(99) == 0.005
+
+
 @pytest.fixture(scope="module")
 def dual() -> Dual:
     return Model(arch="vlp-nano").build()
@@ -82,3 +111,11 @@ def test_locked_parameters_have_no_group_and_rates_follow() -> None:
     assert sorted({group["lr"] for group in optimizer.param_groups}) == pytest.approx([0.05, 0.5])
     with pytest.raises(ValueError, match="every parameter of the model is locked"):
         Optim().build(dual.requires_grad_(False), depths={})
+
+
+def test_state_of_a_run_with_more_locks_is_refused_with_a_way_out() -> None:
+    locked, free = Model(arch="vlp-nano").build(), Model(arch="vlp-nano").build()
+    lock(locked, text=True)
+    before, now = (Optim().build(dual, depths=depths(dual)) for dual in (locked, free))
+    with pytest.raises(CheckpointError, match=r"they were locked then; keep the locks, or start a run of another name"):
+        load_optimizer(now, optimizer_tensors(before))

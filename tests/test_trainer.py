@@ -16,6 +16,7 @@ import torch
 
 from tests.shards import make_shards
 from vlp import checkpoint, config
+from vlp.config import ConfigError
 from vlp.log import read_lines, read_steps
 from vlp.models import pretrained
 from vlp.report.progress import training
@@ -145,6 +146,11 @@ def test_a_finished_run_started_again_does_nothing(
     shutil.copytree(straight / "t", tmp_path / "t")
     assert make(tmp_path, urls, *longer.replace("...", "12steps").split()).train().step == 12, "as it was told"
     assert "resumed at step 10: 12 steps of 8 pairs" in capsys.readouterr().err
+
+
+def test_an_evaluation_at_no_distance_is_refused(tmp_path: Path, urls: str) -> None:
+    with pytest.raises(ConfigError, match=r"evals\.1\.every is 0steps; it must be more than 0"):
+        make(tmp_path, urls, evals=[{"suite": "a.yaml"}, {"suite": "b.yaml", "every": 0}])
 
 
 def test_never_resume_refuses_a_folder_with_checkpoints(straight: Path, urls: str) -> None:

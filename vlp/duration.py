@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+from decimal import Decimal
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BeforeValidator, PlainSerializer
 
 Unit = Literal["steps", "epochs", "samples", "percent"]
 _PATTERN = re.compile(r"^\s*([0-9][0-9_]*\.?[0-9]*|\.[0-9]+)\s*([kMG]?)\s*(steps?|epochs?|samples?|%|)\s*$")
-_PREFIX = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
+_PREFIX = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 _UNITS: dict[str, Unit] = {"": "steps", "step": "steps", "epoch": "epochs", "sample": "samples", "%": "percent"}
 
 
@@ -21,7 +22,8 @@ class Span(NamedTuple):
     unit: Unit
 
     def __str__(self) -> str:
-        number = f"{self.value:g}" if self.value != int(self.value) else str(int(self.value))
+        exact = Decimal(repr(self.value))  # all its digits and no exponent, so that `parse` reads the same span
+        number = f"{exact:f}" if self.value != int(self.value) else str(int(self.value))
         return f"{number}{'%' if self.unit == 'percent' else self.unit}"
 
 
@@ -35,12 +37,15 @@ def parse(value: Any) -> Span:
     if isinstance(value, int | float) and not isinstance(value, bool):
         if not abs(value) <= _MOST:
             raise ValueError(f"{value!r:.40} is no duration: it has no end")
+        if value < 0:
+            raise ValueError(f"{value} is no duration: it is less than 0")
         return Span(float(value), "steps")
     match = _PATTERN.match(str(value))
     if match is None:
         raise ValueError(f'"{value}" is no duration; write 300, "300steps", "2epochs", "10Msamples" or "5%"')
     number, prefix, unit = match.groups()
-    return Span(float(number.replace("_", "")) * _PREFIX[prefix], _UNITS[unit.rstrip("s")])
+    value = Decimal(number.replace("_", "")) * _PREFIX[prefix]  # in floats 16.4 million is 16399999.999999998
+    return Span(float(value), _UNITS[unit.rstrip("s")])
 
 
 Duration = Annotated[Span, BeforeValidator(parse), PlainSerializer(str)]

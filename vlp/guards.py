@@ -57,7 +57,10 @@ def none_usable(ledger: SkipLedger, *, folder: Path) -> RuntimeError:
 
 def refuse_large_vocabulary(text: nn.Module, vocab_size: int) -> None:
     """ValueError if the tokenizer has ids that the text tower has no embedding for."""
-    tables = [module.num_embeddings for module in text.modules() if isinstance(module, nn.Embedding)]
+    encoder = getattr(text, "transformer", None)  # of transformers: its position table may be larger than that of words
+    asked = getattr(encoder, "get_input_embeddings", None)
+    words = [asked()] if asked is not None else [m for m in text.modules() if isinstance(m, nn.Embedding)]
+    tables = [module.num_embeddings for module in words]
     if tables and vocab_size > max(tables):
         raise ValueError(
             f"the tokenizer has {vocab_size} ids, the text tower embeddings for {max(tables)}; name the tokenizer that "

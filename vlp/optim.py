@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 
 from vlp.duration import Clock, Duration, Span
@@ -29,7 +29,22 @@ class Schedule(Part):
     def bind(self, clock: Clock) -> Rate:
         """The pure function step -> factor for a run of `clock.total` steps (step 0 is the first update)."""
         warmup, after = clock.steps(self.warmup), self.after(clock)
+        self._refuse_overlap(clock)
         return lambda step: (step + 1) / warmup if step < warmup else after(step - warmup, clock.total - warmup)
+
+    def phases(self) -> dict[str, Span]:
+        """The parts of the run that follow one another, by the name of their field."""
+        return {"warmup": self.warmup}
+
+    def _refuse_overlap(self, clock: Clock) -> None:
+        """ValueError for phases longer than the run: one would begin before the rate is where it begins from."""
+        steps = {name: clock.steps(span) for name, span in self.phases().items()}
+        rounded_up = len(steps) - 1  # steps by which shares that add up to the whole may be more than it
+        if sum(steps.values()) > clock.total + rounded_up:
+            said = " and ".join(f"{name} of {count}" for name, count in steps.items() if count)
+            raise ValueError(
+                f"schedule: {said} steps do not fit a run of {clock.total}; shorten them, or write shares of it (5%)"
+            )
 
     def after(self, clock: Clock) -> Callable[[int, int], float]:
         """The function (steps since warm-up, steps from warm-up to the end) -> factor."""
@@ -68,6 +83,9 @@ class WSD(Schedule):
     shape: Literal["linear", "sqrt", "cosine"] = "linear"
     final: float = Field(0.0, ge=0, le=1)
 
+    def phases(self) -> dict[str, Span]:
+        return {**super().phases(), "decay": self.decay}
+
     def after(self, clock: Clock) -> Callable[[int, int], float]:
         decay = clock.steps(self.decay)
 
@@ -89,6 +107,15 @@ class Infinite(Schedule):
     constant: float = Field(0.3, gt=0, le=1)
     anneal: Duration = Span(0, "steps")
     final: float = Field(0.01, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _falls(self) -> Infinite:
+        if self.anneal.value and self.final > self.constant:
+            raise ValueError(f"anneal goes down from constant, {self.constant}, to final, which is more: {self.final}")
+        return self
+
+    def phases(self) -> dict[str, Span]:
+        return {**super().phases(), "cooldown": self.cooldown, "anneal": self.anneal}
 
     def after(self, clock: Clock) -> Callable[[int, int], float]:
         cooldown, anneal = clock.steps(self.cooldown), clock.steps(self.anneal)

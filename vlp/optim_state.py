@@ -46,7 +46,10 @@ def load_optimizer(optimizer: torch.optim.Optimizer, flat: Mapping[str, Tensor])
                 for key, value in state.items()
             }
     if missing and by_name:
-        raise CheckpointError(f"the checkpoint's optimizer has no state for {', '.join(missing[:5])} ({len(missing)})")
+        raise CheckpointError(
+            f"the checkpoint's optimizer has no state for {', '.join(missing[:5])} ({len(missing)}): they were locked "
+            "then; keep the locks, or start a run of another name from its weights (model.pretrained)"
+        )
 
 
 def optimizer_room(optimizer: torch.optim.Optimizer, there: Mapping[str, Tensor]) -> dict[str, Tensor]:

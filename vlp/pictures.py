@@ -58,7 +58,10 @@ def fingerprint(pictures: Pictures) -> str | None:
     for picture in (pictures[index] for index in range(len(pictures))):
         if not isinstance(picture, Sample | str | PathLike | bytes):
             return None
-        content = read_picture(picture)
+        try:
+            content = read_picture(picture)
+        except BadSampleError as error:  # it will be left out, for the same reason
+            content = str(error).encode()
         assert isinstance(content, bytes)
         digest.update(hashlib.sha256(content).digest())
     return digest.hexdigest()

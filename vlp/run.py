@@ -99,6 +99,7 @@ class Run(Part):
             ("duration", self.duration),
             ("save.every", self.save.every),
             ("log.every", self.log.every),
+            *((f"evals.{number}.every", one.every) for number, one in enumerate(self.evals)),
         ):
             if span.value <= 0:
                 raise ValueError(f"{where} is {span}; it must be more than 0")

@@ -186,3 +186,9 @@ def test_every_rank_calls_the_tower_equally_often(monkeypatch: pytest.MonkeyPatc
         calls.clear()
         dual(replace(batch, caption_mask=captions))
         assert len(calls) == 4
+
+
+def test_pictures_of_whole_numbers_that_are_no_bytes_are_refused(dual: Dual) -> None:
+    image = make_batch().image
+    with pytest.raises(TypeError, match=r"uint8, or floats that are normalised already, not torch\.int64"):
+        dual.encode_image(image.long())

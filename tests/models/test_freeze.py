@@ -175,3 +175,11 @@ def test_recomputed_blocks_give_the_same_gradients(custom: bool) -> None:
 def test_a_resnet_refuses_to_recompute() -> None:
     with pytest.raises(ValueError, match="BatchNorm"):
         make_dual(RESNET).image_tower.checkpoint_blocks()
+
+
+def test_a_timm_tower_recomputes_only_what_takes_no_statistics() -> None:
+    dual = make_dual(TIMM).train()
+    with pytest.raises(ValueError, match="statistics of this ResNet would be updated twice"):
+        dual.image_tower.checkpoint_blocks()
+    lock(dual, batchnorm=True)
+    dual.image_tower.checkpoint_blocks()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +70,16 @@ def test_clip_goes_on_to_open_clip(tmp_path: Path) -> None:
     torch.testing.assert_close(model.encode_image(image, normalize=True), expected, atol=1e-5, rtol=0)
 
 
-def test_siglip(tmp_path: Path) -> None:
+def siglip_folder(folder: Path) -> Any:
     text = TOWER | {"vocab_size": 99, "max_position_embeddings": 12, "projection_size": 32}
     vision = TOWER | {"image_size": 32, "patch_size": 8}
-    hf = randomised(transformers.SiglipModel(transformers.SiglipConfig(text_config=text, vision_config=vision)))
-    hf.save_pretrained(tmp_path)
+    model = randomised(transformers.SiglipModel(transformers.SiglipConfig(text_config=text, vision_config=vision)))
+    model.save_pretrained(folder)
+    return model
+
+
+def test_siglip(tmp_path: Path) -> None:
+    hf = siglip_folder(tmp_path)
     dual = pretrained.load(tmp_path)
     assert not dual.trims
     image, ids = torch.randn(2, 3, 32, 32), torch.randint(0, 99, (5, 12))
@@ -94,3 +100,11 @@ def test_other_models_are_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "clap"}')
     with pytest.raises(ValueError, match='model_type "clap" of transformers is not known here; did you mean "clip"'):
         pretrained.load(tmp_path)
+
+
+@pytest.mark.parametrize(("resample", "interpolation"), [(2, "bilinear"), (3, "bicubic"), (None, "bicubic")])
+def test_pictures_are_resized_as_the_folder_says(tmp_path: Path, resample: Any, interpolation: str) -> None:
+    clip_folder(tmp_path, act="quick_gelu", eos=98)
+    said = {"crop_size": {"height": 32, "width": 32}} | ({} if resample is None else {"resample": resample})
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
+    assert pretrained.load(tmp_path).transform.interpolation == interpolation

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from tests.models.test_pretrained import NANO, make_dual, saved
 from vlp.models import pretrained
 from vlp.models.model import Model
 from vlp.models.state import to_open_clip
+from vlp.text.clip_bpe import ClipBPE
 
 LAION = "vit_b_32-quickgelu-laion400m_e32-46683a32.pt"  # as open_clip downloads it
 
@@ -87,3 +89,41 @@ def test_picture_size(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"its preprocess_cfg.size is 48 x 48, but pictures are brought to 32 x 32"):
         pretrained.load(folder)
     assert Model(pretrained=str(folder), image_size=48).build().transform.size == (48, 48)  # meant, so not said
+
+
+@pytest.mark.parametrize(
+    ("side", "key", "value", "said"),
+    [
+        ("vision_cfg", "head_width", 8, "vision_cfg.head_width 16, but this architecture has 8"),
+        ("vision_cfg", "pool_type", "avg", "vision_cfg.pool_type tok, but this architecture has avg"),
+        ("text_cfg", "heads", 4, "text_cfg.heads 2, but this architecture has 4"),
+        ("text_cfg", "no_causal_mask", True, "text_cfg.no_causal_mask False, but this architecture has True"),
+    ],
+)
+def test_what_a_tower_does_with_weights_of_the_same_shapes(
+    tmp_path: Path, side: str, key: str, value: Any, said: str
+) -> None:
+    _, folder = saved(tmp_path)
+    other = copy.deepcopy(NANO)
+    other[side][key] = value
+    with pytest.warns(UserWarning, match=said) as found:
+        Model(arch=arch(tmp_path, other), pretrained=str(folder)).build()
+    assert len(found) == 1
+
+
+def test_an_end_token_found_by_either_rule_is_the_same(tmp_path: Path) -> None:
+    _, folder = saved(tmp_path)
+    other = copy.deepcopy(NANO)
+    other["text_cfg"] |= {"pool_type": "eos", "eos_id": 98}
+    Model(arch=arch(tmp_path, other), pretrained=str(folder)).build()
+
+
+def test_another_tokenizer_of_as_many_ids(tmp_path: Path) -> None:
+    pretrained.save(Model(arch="vlp-nano", tokenizer=ClipBPE(clean="canonicalize")).build(), tmp_path)
+    with pytest.warns(UserWarning, match=r"another tokenizer, ClipBPE\(.*canonicalize.*\), which makes other ids"):
+        Model(arch="vlp-nano", pretrained=str(tmp_path)).build()
+    for same in (None, ClipBPE(clean="canonicalize", context=9)):
+        Model(pretrained=str(tmp_path), tokenizer=same).build()
+    hf = {"model_type": "bert", "vocab_size": 49408, "hidden_size": 32, "num_hidden_layers": 1}
+    hf |= {"num_attention_heads": 2, "intermediate_size": 32}
+    Model(pretrained=str(tmp_path), text={"hf": hf}).build()  # type: ignore[arg-type]

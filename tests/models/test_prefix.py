@@ -186,8 +186,11 @@ def test_a_prefix_given_takes_the_place_of_the_models_own() -> None:
 
 
 def test_a_prefix_without_room_is_refused() -> None:
+    with pytest.raises(ValueError, match="11 of the 12 positions of the text tower leave none"):
+        build("causal", prefix=11)
+    dual = build("causal")
     with pytest.raises(ValueError, match="leaves 1 positions"):
-        build("causal", prefix=11)(mixed())
+        dual.encode_text(torch.tensor([[97, 5, 98]]), prefix=torch.zeros(11, dual.text_tower.width))
 
 
 def test_texts_are_cut_for_the_prefix_by_the_tokenizer_already() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -259,3 +260,46 @@ def test_published_normalisation_of_siglip_is_known() -> None:
 
     assert find("ViT-B-16-SigLIP").preprocess["resize_mode"] == "squash"
     assert find("ViT-B-32").preprocess == {} or "mean" in find("ViT-B-32").preprocess
+
+
+def test_scale_and_bias_that_are_asked_for_go_before_those_of_the_weights(tmp_path: Path) -> None:
+    _, folder = saved(tmp_path, init_bias=-3.0)
+    kept = Model(pretrained=str(folder)).build(needs={"bias"})
+    asked = Model(pretrained=str(folder), init_scale=1.5, init_bias=-5.0).build(needs={"bias"})
+    assert kept.logit_bias is not None
+    assert asked.logit_bias is not None
+    assert [kept.logit_scale.item(), kept.logit_bias.item()] == pytest.approx([math.log(1 / 0.07), -3])
+    assert [asked.logit_scale.item(), asked.logit_bias.item()] == [1.5, -5]
+    assert asked.logit_scale.requires_grad
+    with pytest.raises(ValueError, match="init_scale"):
+        Model(arch="vlp-nano", init_scale=14.3)  # 1 / 0.07, not its logarithm
+
+
+def test_a_bias_of_the_weights_alone_goes_on_to_open_clip(tmp_path: Path) -> None:
+    dual, folder = saved(tmp_path, init_bias=-3.0)
+    (tmp_path / "plain.json").write_text(json.dumps(NANO))
+    pretrained.save(pretrained.load(tmp_path / "plain.json", weights=folder), tmp_path / "again")
+    peer: Any = open_clip.create_model(f"local-dir:{tmp_path / 'again'}")
+    assert peer.logit_bias.item() == dual.logit_bias.item()
+
+
+def test_words_that_nobody_knows_are_named_with_the_nearest(tmp_path: Path) -> None:
+    odd = copy.deepcopy(NANO)
+    odd["vision_cfg"]["pach_dropout"] = 0.5
+    with pytest.raises(ValueError, match=r'vision_cfg .*no "pach_dropout"; did you mean "patch_dropout"'):
+        make_dual(odd)
+    odd = copy.deepcopy(TIMM)
+    odd["vision_cfg"]["timm_model_name"] = "test_resnt"
+    with pytest.raises(ValueError, match=r'timm has no "test_resnt"; did you mean "test_resnet"'):
+        make_dual(odd)
+    odd["vision_cfg"] |= {"timm_model_name": "test_resnet", "timm_proj": ""}
+    with pytest.raises(ValueError, match=r"timm's test_resnet does not take what it is told \(model\.patch_dropout"):
+        make_dual(odd, patch_dropout=0.5)
+
+
+def test_quantised_weights_are_refused(tmp_path: Path) -> None:
+    state = {name: (10 * tensor).to(torch.int8) for name, tensor in to_open_clip(make_dual()).items()}
+    torch.save(state, tmp_path / "small.pt")
+    (tmp_path / "arch.json").write_text(json.dumps(NANO))
+    with pytest.raises(ValueError, match=r"no floats: .* torch\.int8"):
+        pretrained.load(tmp_path / "arch.json", weights=tmp_path / "small.pt")

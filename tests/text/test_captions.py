@@ -95,3 +95,11 @@ def test_sentences_lose_nothing_but_blanks(text: str) -> None:
     whole = "".join(text.split())
     assert len(kept) <= len(whole)
     assert all(is_blank(char) or char in kept for char in whole)
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"), [("\ud800 cat", "\ufffd cat"), ("\ud83d\ude00!", "\U0001f600!"), (" a\tÜ ", " a\tÜ ")]
+)
+def test_text_left_as_it_is_can_still_be_encoded(text: str, clean: str) -> None:
+    assert CLEANERS["none"](text) == clean
+    CLEANERS["none"](text).encode()

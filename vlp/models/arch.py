@@ -27,9 +27,13 @@ class Arch:
 
     def override(self, *, image_size: int | None, context: int | None) -> Arch:
         """The same with another picture size or text length."""
-        config = deepcopy(self.config)
+        config, ours = deepcopy(self.config), deepcopy(self.ours)
         if image_size is not None:
             config["vision_cfg"]["image_size"] = image_size
+            if "img_size" in ours.get("timm", {}):
+                ours["timm"]["img_size"] = image_size
         if context is not None:
             config["text_cfg"]["context_length"] = context
-        return Arch(config, self.preprocess, deepcopy(self.ours), self.base)
+            if ours.get("tokenizer"):
+                ours["tokenizer"]["context"] = context - ours.get("prefix", 0)
+        return Arch(config, self.preprocess, ours, self.base)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from vlp.models.arch import Arch
 from vlp.models.image import PatchDropout
+from vlp.registry import nearest
 
 _PROBE_VISION = {"image_size": 8, "patch_size": 8, "width": 8, "head_width": 8, "layers": 1}
 _PROBE_TEXT = {"context_length": 2, "vocab_size": 2, "width": 8, "heads": 1, "layers": 1}
@@ -34,10 +36,12 @@ def build_towers(arch: Arch, *, patch_dropout: float | None = None, pretrained_t
 
     config = deepcopy(arch.config)
     vision, text = config["vision_cfg"], config["text_cfg"]
+    _refuse_unknown(vision, text)
     patch_dropout = vision.get("patch_dropout", 0.0) if patch_dropout is None else patch_dropout
     if "timm_model_name" in vision:
         import vlp.models.fisher  # noqa: F401  (timm knows its towers, and that of layout.py, from then on)
 
+        _refuse_unknown_timm(vision["timm_model_name"])
         vision["timm_model_pretrained"] = False  # nothing is fetched that was not asked for
     vision["patch_dropout"] = 0.0  # ours draws from the device's generator
     ours = arch.ours.get("text") or _hf_settings(text)
@@ -49,9 +53,9 @@ def build_towers(arch: Arch, *, patch_dropout: float | None = None, pretrained_t
         quick_gelu=config.get("quick_gelu", False),
     )
     visual: Any = _timm_tower(vision, timm) if timm else clip.visual
-    if not timm and "timm_model_name" in vision:
+    if "timm_model_name" in vision:
         _resize_timm(visual, vision["image_size"])
-    elif not timm and patch_dropout:
+    elif patch_dropout:
         _drop_patches(visual, patch_dropout)
     if not ours:
         return Modules(visual, clip.text)
@@ -62,6 +66,16 @@ def build_towers(arch: Arch, *, patch_dropout: float | None = None, pretrained_t
         visual,
         HFText(settings, dim=config["embed_dim"], context=text.get("context_length", 77), pretrained=pretrained_text),
     )
+
+
+def _refuse_unknown(vision: dict[str, Any], text: dict[str, Any]) -> None:
+    """ValueError for words of an architecture that open_clip does not have."""
+    from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+
+    for side, given, known in (("vision_cfg", vision, CLIPVisionCfg), ("text_cfg", text, CLIPTextCfg)):
+        names = [field.name for field in fields(known)]
+        if odd := next((name for name in given if name not in names), None):
+            raise ValueError(f'{side} of the architecture: open_clip has no "{odd}"{nearest(odd, names)}')
 
 
 def class_of(config: dict[str, Any]) -> str:
@@ -84,6 +98,13 @@ def _drop_patches(visual: Any, prob: float) -> None:
     visual.patch_dropout = PatchDropout(prob)
 
 
+def _refuse_unknown_timm(name: str) -> None:
+    import timm
+
+    if not (timm.is_model(name) or ":" in name or "/" in name):  # those are of a hub
+        raise ValueError(f'vision_cfg.timm_model_name: timm has no "{name}"{nearest(name, timm.list_models())}')
+
+
 def _timm_arguments(arch: Arch, patch_dropout: float) -> dict[str, Any]:
     """What timm is told beyond open_clip's words, if anything."""
     vision = arch.config["vision_cfg"]
@@ -94,10 +115,12 @@ def _timm_arguments(arch: Arch, patch_dropout: float) -> dict[str, Any]:
         extra["patch_drop_rate"] = patch_dropout
     if not extra:
         return {}
+    if vision.get("timm_drop_path") is not None:  # what open_clip tells timm of itself
+        extra.setdefault("drop_path_rate", vision["timm_drop_path"])
     if vision.get("timm_proj") not in ("none", "") or vision.get("timm_pool") in ("abs_attn", "rot_attn"):
         raise ValueError("arguments for timm (and so model.patch_dropout) need timm_proj: none or empty")
     classes = 0 if vision.get("timm_proj") == "none" else arch.config["embed_dim"]
-    return {"num_classes": classes, "global_pool": vision["timm_pool"], **extra}
+    return {"num_classes": classes, "global_pool": vision.get("timm_pool", "avg"), **extra}
 
 
 def _timm_tower(vision: dict[str, Any], arguments: dict[str, Any]) -> nn.Module:
@@ -108,15 +131,20 @@ def _timm_tower(vision: dict[str, Any], arguments: dict[str, Any]) -> nn.Module:
     tower: Any = TimmModel.__new__(TimmModel)
     nn.Module.__init__(tower)
     tower.image_size = _pair(vision["image_size"])
-    tower.trunk = timm.create_model(vision["timm_model_name"], pretrained=False, **arguments)
+    name = vision["timm_model_name"]
+    try:
+        tower.trunk = timm.create_model(name, pretrained=False, **arguments)
+    except TypeError as error:  # such as a ResNet, which has no patches to drop
+        raise ValueError(f"timm's {name} does not take what it is told (model.patch_dropout, too): {error}") from error
     tower.head = nn.Sequential()
     return tower  # type: ignore[no-any-return]
 
 
 def _resize_timm(visual: Any, image_size: Any) -> None:
     """Bring a trunk to the size asked for; open_clip leaves it at the size of its name."""
-    size = _pair(image_size)
-    if hasattr(visual.trunk, "set_input_size") and tuple(visual.trunk.default_cfg["input_size"][1:]) != size:
+    size, trunk = _pair(image_size), visual.trunk
+    now = getattr(getattr(trunk, "patch_embed", None), "img_size", None) or trunk.default_cfg["input_size"][1:]
+    if hasattr(trunk, "set_input_size") and tuple(now) != size:
         visual.set_input_size(size)
 
 

@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 from vlp.data.transforms import Preprocess, normalized
 from vlp.models.groups import Captions, run_captions, together
 from vlp.models.image import ImageOutput, ImageTower, image_tower
-from vlp.models.prefix import Prefixes, make_room, prefixed, run_behind
+from vlp.models.prefix import Prefixes, has_start, make_room, prefixed, run_behind
 from vlp.models.prompting import Prompted
 from vlp.models.text_clip import ClipText, TextOutput, TextTower
 from vlp.registry import nearest
@@ -79,6 +79,8 @@ class Dual(Prompted, nn.Module):
         self.mismatches: tuple[str, ...] = ()  # what of it is not as its weights were trained; see mismatch.py
         self.needs: frozenset[str] = frozenset()
         self.held: tuple[nn.Module, ...] = ()  # stay in eval mode; see freeze.py
+        if hasattr(text, "trims"):  # a module of ours, whose encoder may name another padding, or none
+            text.pad = self._known_pad  # type: ignore[assignment]
         self._ways: dict[str, Any] = {}  # how the towers are run; in a dict, so that no module is registered twice
         self.register_buffer("_mean", torch.tensor(transform.mean).reshape(3, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(transform.std).reshape(3, 1, 1), persistent=False)
@@ -117,6 +119,10 @@ class Dual(Prompted, nn.Module):
     def _pad(self) -> int:
         return self.tokenizer.pad
 
+    def _known_pad(self) -> int | None:
+        """What fills rows of ids that the tokenizer made; None where it is not made yet, so that others' are given."""
+        return None if isinstance(self.tokenizer_source, TokenizerPart) else self.tokenizer_source.pad
+
     @property
     def image_blocks(self) -> Sequence[nn.Module]:
         """Blocks of the image tower, input first."""
@@ -144,8 +150,8 @@ class Dual(Prompted, nn.Module):
     def set_needs(self, needs: Iterable[str]) -> None:
         """State which outputs beyond the pooled features the losses read; others are not computed."""
         needs = frozenset(needs)
-        for name in needs - NEEDS:
-            raise ValueError(f'no output "{name}" of the model{nearest(name, NEEDS)}')
+        if odd := needs - NEEDS:
+            raise ValueError(f'no output "{min(odd)}" of the model{nearest(min(odd), NEEDS)}')
         if "bias" in needs and self.logit_bias is None:
             raise ValueError("a loss needs the logit bias, but the model has none: set model.init_bias (SigLIP: -10)")
         self.needs = needs
@@ -171,16 +177,15 @@ class Dual(Prompted, nn.Module):
         captions = self._captions(batch)  # first: it waits for the device, which has nothing to do yet
         image = self._run_image(batch.image, tokens=bool(self.needs & {"image_tokens", "image_hidden"}))
         text = self._run_text(captions, batch.caption_mask.shape)
+        patches = image.tokens if "image_tokens" in self.needs else None
         features = Features(
             image=normalize(image.pooled, dim=-1),
             text=text.pooled,
             scale=self.logit_scale.exp(),
             bias=self.logit_bias,
-            image_tokens=normalize(image.tokens, dim=-1) if image.tokens is not None else None,
+            image_tokens=None if patches is None else normalize(patches, dim=-1),
             text_tokens=text.tokens,
         )
-        if "image_tokens" not in self.needs:
-            features = features._replace(image_tokens=None)
         extra: dict[str, Tensor] = {}
         towers = Towers(features, image.hidden, text.hidden, self, {}, image.pooled)
         for head in self.heads.values():
@@ -211,6 +216,8 @@ class Dual(Prompted, nn.Module):
         """Normalised floats [B, 3, H, W] of uint8 pictures; floats are taken as normalised already."""
         if image.dtype == torch.uint8:
             image = normalized(image, self._mean, self._std)
+        elif not image.is_floating_point():
+            raise TypeError(f"pictures are uint8, or floats that are normalised already, not {image.dtype}")
         return image.to(next(self.visual.parameters()).dtype)
 
     def _run_image(self, image: Tensor, *, tokens: bool) -> ImageOutput:
@@ -273,7 +280,7 @@ class Dual(Prompted, nn.Module):
     @property
     def prefix_at(self) -> int:
         """Where a prefix goes: behind the start token, or in front where the tokenizer sets none."""
-        return int(len(self.tokenizer.encode([""])[0]) >= 2)
+        return int(has_start(self.tokenizer))
 
     def embed(self, ids: Tensor) -> Tensor:
         """Token embeddings [n, T, width], without positions."""

@@ -14,6 +14,7 @@ from vlp.registry import nearest
 from vlp.untrusted import read_object
 
 _KINDS = ("clip", "siglip")
+_RESAMPLING: dict[Any, str] = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 _LEGACY_EOS = 2  # published CLIP folders name id 2, and transformers then takes the highest id, as OpenAI did
 
 
@@ -133,6 +134,7 @@ def _preprocess(folder: Path, kind: str) -> dict[str, Any]:
     half = [0.5, 0.5, 0.5] if kind == "siglip" else None
     known = {"mean": found.get("image_mean", half), "std": found.get("image_std", half)}
     known["size"] = _side(found.get("crop_size") or found.get("size"))
+    known["interpolation"] = _RESAMPLING.get(found.get("resample"))
     known["resize_mode"] = "squash" if kind == "siglip" else "shortest"
     return {key: value for key, value in known.items() if value is not None}
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from vlp.models.blocks import can_pool_early, pooled_block, run_blocks
 
@@ -157,6 +158,12 @@ class Timm:
         return [m for name in ("layer1", "layer2", "layer3", "layer4") if (m := getattr(self.visual.trunk, name, None))]
 
     def checkpoint_blocks(self) -> None:
+        live = [m for m in self.visual.trunk.modules() if isinstance(m, _BatchNorm) and m.training]
+        if any(norm.track_running_stats for norm in live):
+            raise ValueError(
+                f"model.grad_checkpointing: the BatchNorm statistics of this {self._name} would be updated twice; set "
+                "model.frozen_batchnorm=true, lock the image tower, or leave it off"
+            )
         try:
             self.visual.trunk.set_grad_checkpointing(True)
         except (AttributeError, AssertionError, NotImplementedError) as error:

@@ -13,10 +13,15 @@ from vlp.models.arch import CONFIG_FILE, HF_FILE, Arch
 from vlp.models.dual import Dual
 from vlp.models.find import read_folder
 from vlp.models.state import State, is_openai
+from vlp.text import TOKENIZERS
+from vlp.text.tokenizers import TokenizerPart, fingerprint_at, resolve_path
 
 _GELU = {True: "QuickGELU", False: "GELU"}
 _PREPARED = ("mean", "std", "interpolation", "resize_mode")
 _CLOSE = 1e-3
+_VISION = ("head_width", "pool_type", "final_ln_after_pool", "attn_pooler_heads", "timm_pool")
+_TEXT = ("heads", "pool_type", "no_causal_mask", "use_pad_mask", "correct_cls_mask")
+_OTHERS = ("timm_model_name", "hf_model_name")
 
 
 def mismatches(dual: Dual, source: Path, state: State, *, resized: bool = False) -> list[str]:
@@ -28,8 +33,15 @@ def mismatches(dual: Dual, source: Path, state: State, *, resized: bool = False)
     found = _published(source, state)
     if found is None:
         return []
-    said = [*_activation(dual, found), *_preparation(dual, found)]
+    said = [*_activation(dual, found), *_structure(dual, found), *_preparation(dual, found), *_tokens(dual, found)]
     return [f"{source.name}: {text}" for text in (said if resized else [*said, *_resolution(dual, found)])]
+
+
+def picture_size(source: Path, state: State) -> tuple[int, int] | None:
+    """Height and width of the pictures that these weights were trained on, where a configuration says it."""
+    found = _published(source, state)
+    size = None if found is None else found.config["vision_cfg"].get("image_size")
+    return None if size is None else _both(size)
 
 
 def _published(source: Path, state: State) -> Arch | None:
@@ -67,6 +79,28 @@ def _activation(dual: Dual, found: Arch) -> Iterator[str]:
         )
 
 
+def _structure(dual: Dual, found: Arch) -> Iterator[str]:
+    """What a tower does with weights that fit it all the same: their shapes do not tell."""
+    from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+
+    for side, defaults, keys in (("vision_cfg", CLIPVisionCfg, _VISION), ("text_cfg", CLIPTextCfg, _TEXT)):
+        there, here = found.config[side], dual.config[side]
+        if not there or any(there.get(key) != here.get(key) for key in _OTHERS):
+            continue  # nothing is known, or the tower is another one: then these words have no meaning
+        for key in keys:
+            wanted, used = (_pooled(config.get(key, getattr(defaults, key, None))) for config in (there, here))
+            if wanted != used:
+                yield (
+                    f"was trained with {side}.{key} {wanted}, but this architecture has {used}: load the folder of "
+                    "these weights, or correct the configuration"
+                )
+
+
+def _pooled(value: Any) -> Any:
+    """Of CLIP's vocabulary the end token is the highest id, so both rules find it."""
+    return "argmax or eos" if value in ("argmax", "eos") else value
+
+
 def _preparation(dual: Dual, found: Arch) -> Iterator[str]:
     """How pictures are brought to size and normalised."""
     used, there = dual.transform.model_dump(), found.preprocess
@@ -85,19 +119,48 @@ def _preparation(dual: Dual, found: Arch) -> Iterator[str]:
             )
 
 
+def _tokens(dual: Dual, found: Arch) -> Iterator[str]:
+    """Another tokenizer of as many ids, so that the embeddings are taken over; with other ids they start anew."""
+    stored, source = found.ours.get("tokenizer"), dual.tokenizer_source
+    other_tower = found.config["text_cfg"].get("hf_model_name") != dual.config["text_cfg"].get("hf_model_name")
+    if not stored or other_tower or not isinstance(source, TokenizerPart):  # made already: a run that goes on
+        return
+    there = TOKENIZERS.build(stored)
+    where = (source.model_copy(update={"context": there.context}), dual.tokenizer_base)
+    if where == (there, found.base) or not (_is_here(there, found.base) and _is_here(*where)):
+        return  # the same files; or one is to be fetched first, which nobody asked for
+    was, now = there.build(found.base), dual.tokenizer
+    if was.vocab_size == now.vocab_size and was.fingerprint != fingerprint_at(now, was.context):
+        yield (
+            f"was trained with another tokenizer, {there!r}, which makes other ids than this model's; set "
+            "model.tokenizer to it, or load the folder of these weights"
+        )
+
+
+def _is_here(part: TokenizerPart, base: Path | None) -> bool:
+    path = getattr(part, "path", None)
+    return path is None or resolve_path(path, base).exists()
+
+
 def _resolution(dual: Dual, found: Arch) -> Iterator[str]:
     sizes = {
         "vision_cfg.image_size": found.config["vision_cfg"].get("image_size"),
         "preprocess_cfg.size": found.preprocess.get("size"),
     }
     for key, size in sizes.items():
-        both = None if size is None else (size, size) if isinstance(size, int) else tuple(size)[-2:]
+        both = None if size is None else _both(size)
         if both is not None and both != dual.transform.size:
             yield (
                 f"its {key} is {' x '.join(map(str, both))}, but pictures are brought to "
                 f"{' x '.join(map(str, dual.transform.size))}: load the folder of these weights, or correct the "
                 "configuration"
             )
+
+
+def _both(size: Any) -> tuple[int, int]:
+    """Height and width of one number, or of a list that ends with them."""
+    sides = [size] if isinstance(size, int) else list(size)[-2:]
+    return int(sides[0]), int(sides[-1])
 
 
 def _near(used: tuple[float, ...], wanted: list[float]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 from torch import nn
@@ -17,7 +17,7 @@ from vlp.models.freeze import lock
 from vlp.models.stretch import StretchText
 from vlp.models.text_hf import HFTextConfig
 from vlp.registry import Named
-from vlp.text.tokenizers import TokenizerPart
+from vlp.text.tokenizers import CutTokenizer, TokenizerPart
 
 AnyTokenizer = Annotated[TokenizerPart, Named("vlp.text:TOKENIZERS")]
 Lock = bool | Annotated[int, Field(ge=0)]
@@ -61,8 +61,7 @@ class Model(Settings):
         found = find(self.arch) if self.arch else pretrained.arch_of(str(self.pretrained))
         found = found.override(image_size=self.image_size, context=self.context)
         if self.tokenizer is not None and self.text is None and "hf_model_name" not in found.config["text_cfg"]:
-            vocab_size = self.tokenizer.build().vocab_size
-            found.config["text_cfg"] = {**found.config["text_cfg"], "vocab_size": vocab_size}
+            found.config["text_cfg"] = _reading(found.config["text_cfg"], self.tokenizer.build())
         if self.text is not None:
             found.config["text_cfg"] = self.text.open_clip_cfg(found.config["text_cfg"], self.context)
             found.ours = {**found.ours, "text": self.text.model_dump(mode="json")}
@@ -78,13 +77,14 @@ class Model(Settings):
         dual = assemble(
             found,
             self,
-            tokenizer=self._tokenizer(found),
+            tokenizer=self.tokenizer,
             heads=heads,
             bias="bias" in needs,
             pretrained_text=self.text is not None,
         )
         if self.pretrained is not None and start:
             pretrained.start(dual, self.pretrained, text=self.text is None, stretch=self.stretch_text, arch=self.arch)
+            self._set_scalars(dual)
         dual.set_needs(needs)
         self.lock(dual)
         if self.grad_checkpointing:
@@ -92,13 +92,24 @@ class Model(Settings):
             dual.text_tower.checkpoint_blocks()
         return dual
 
-    def _tokenizer(self, found: Arch) -> TokenizerPart | None:
-        """The tokenizer asked for, its texts cut to what the tower has positions for."""
-        if self.tokenizer is None:
-            return None
-        positions = int(found.config["text_cfg"].get("context_length", self.tokenizer.context))
-        return self.tokenizer.model_copy(update={"context": min(self.tokenizer.context, positions)})
+    def _set_scalars(self, dual: Dual) -> None:
+        """Scale and bias as this block says, over those of the weights."""
+        for scalar, value in ((dual.logit_scale, self.init_scale), (dual.logit_bias, self.init_bias)):
+            if scalar is not None and value is not None:
+                nn.init.constant_(scalar, value)
 
     def lock(self, dual: Dual) -> None:
         """Lock what this block says is not trained."""
         lock(dual, image=self.lock_image, text=self.lock_text, batchnorm=self.frozen_batchnorm)
+
+
+def _reading(text_cfg: Mapping[str, Any], tokenizer: CutTokenizer) -> dict[str, Any]:
+    """The text tower for the ids of another tokenizer: as many, and pooled at its end token.
+
+    CLIP's rule, the highest id of a text, finds only an end token that is the last of the vocabulary.
+    """
+    changed = {**text_cfg, "vocab_size": tokenizer.vocab_size}
+    at_end = changed.get("pool_type", "argmax") in ("argmax", "eos") and tokenizer.end >= 0
+    if at_end and (changed.get("pool_type") == "eos" or tokenizer.end != tokenizer.vocab_size - 1):
+        changed |= {"pool_type": "eos", "eos_id": tokenizer.end}
+    return changed

@@ -79,6 +79,12 @@ def prefixed(prefixes: Prefixes | None, kind: str) -> Iterator[None]:
         prefixes.kind = before
 
 
+def has_start(tokenizer: Any) -> bool:
+    """Whether texts begin with a token of their own; the only one that an empty text has may be its end token."""
+    ids = tokenizer.encode([""])[0]
+    return len(ids) >= 2 or (len(ids) == 1 and getattr(tokenizer, "end", ids[0]) != ids[0])
+
+
 def make_room(ids: Tensor, mask: Tensor, end: Tensor, *, room: int) -> tuple[Tensor, Tensor, Tensor]:
     """The same texts with at most `room` positions: the longer ones lose words before their end token.
 

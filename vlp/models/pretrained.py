@@ -14,11 +14,11 @@ import torch
 from vlp import checkpoint, dist
 from vlp.models import hf_clip
 from vlp.models.arch import CONFIG_FILE, HF_FILE, OURS_FILE, Arch
-from vlp.models.assemble import Settings, assemble
+from vlp.models.assemble import SIGLIP_BIAS, Settings, assemble
 from vlp.models.dual import Dual
 from vlp.models.find import find, names, read_folder
 from vlp.models.hub import not_here
-from vlp.models.mismatch import mismatches
+from vlp.models.mismatch import mismatches, picture_size
 from vlp.models.resize import adapt
 from vlp.models.state import State, head_state, load_strict, read_weights, to_open_clip, to_ours, weight_file
 from vlp.models.stretch import StretchText
@@ -68,6 +68,7 @@ def load(path: Path | str, *, weights: Path | str | None = None) -> Dual:
     state = _named(state, source)
     if "logit_bias" in state and dual.logit_bias is None:
         dual.logit_bias = torch.nn.Parameter(torch.zeros(1))
+        dual.config["init_logit_bias"] = SIGLIP_BIAS  # or open_clip could not read what `save` makes of it
     load_strict(dual, state, where=str(source))
     dual.set_needs(())
     return dual.eval()
@@ -100,7 +101,7 @@ def start(
     state = _named(state, path)
     if not text:
         state = {name: tensor for name, tensor in state.items() if not name.startswith(("text.", "prefix."))}
-    state, notes = adapt(dual, state, stretch=stretch)
+    state, notes = adapt(dual, state, stretch=stretch, size=picture_size(path, state))
     notes += _fit_prefixes(dual, state)
     if not text:
         notes.append("text tower: not from these weights, model.text is another one")
@@ -191,7 +192,8 @@ def _stored_tokenizer(dual: Dual, folder: Path) -> dict[str, Any] | None:
     from vlp.text import TOKENIZERS
 
     part: Any = dual.tokenizer_source
-    if not isinstance(part, Part) or dual.tokenizer_base is not None:
+    files = isinstance(part, Part) and getattr(part, "path", None)
+    if not isinstance(part, Part) or dual.tokenizer_base is not None or (files and Path(files).exists()):
         tokenizer: Any = dual.tokenizer
         if not hasattr(tokenizer, "save"):
             return None  # not one of our parts: whoever made it has to bring it along again

@@ -139,10 +139,16 @@ def load_strict(module: torch.nn.Module, state: State, *, where: str, skip: Iter
                 if n in own and t.shape != own[n].shape
             ],
         ),
+        _listed("no floats", [f"{n} {t.dtype}" for n, t in state.items() if n in own and _whole_for_float(t, own[n])]),
     ]
     if any(faults):
         raise ValueError(f"{where}: the weights do not fit this architecture: " + "; ".join(f for f in faults if f))
     module.load_state_dict(state, strict=False)
+
+
+def _whole_for_float(found: Tensor, own: Tensor) -> bool:
+    """Whether whole numbers stand for floats: quantised weights are nothing without their scales."""
+    return own.is_floating_point() and not found.is_floating_point()
 
 
 def _listed(what: str, names: list[str], *, shown: int = 4) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vlp.models import pretrained
 from vlp.models.dual import Dual
 from vlp.registry import Part
+from vlp.text.tokenizers import fingerprint_at
 from vlp.types import Batch, Features
 
 _SEEN = ("size", "interpolation", "resize_mode", "fill", "exif")  # of a transform; mean and std are each model's own
@@ -99,17 +100,8 @@ def refuse_other_input(student: Dual, teacher: Dual, *, where: str) -> None:
             f"teacher {where}: it reads {teacher.context} tokens, the student's texts have up to {context}; "
             f"set model.context to {teacher.context}"
         )
-    if _fingerprint(student, context) != _fingerprint(teacher, context):
+    if fingerprint_at(student.tokenizer, context) != fingerprint_at(teacher.tokenizer, context):
         raise ValueError(
             f"teacher {where}: its tokenizer makes other ids than the student's; set model.tokenizer to the teacher's, "
             "or store its features in the shards"
         )
-
-
-def _fingerprint(dual: Dual, context: int) -> str:
-    """That of the tokenizer, its texts cut to `context`."""
-    tokenizer: Any = dual.tokenizer
-    if tokenizer.context == context or not hasattr(tokenizer, "part"):
-        return str(tokenizer.fingerprint)
-    part = tokenizer.part.model_copy(update={"context": context})
-    return str(part.build(tokenizer.base).fingerprint)

@@ -6,7 +6,7 @@ HFTextEncoder (`transformer.*`, `proj.*`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,6 +48,7 @@ class HFText(nn.Module):
     """The encoder, its pooling and its projection; implements `TextTower`."""
 
     trims = True
+    pad: Callable[[], int | None] = staticmethod(lambda: None)  # id that fills rows; None: what the encoder says
 
     def __init__(self, settings: HFTextConfig, *, dim: int, context: int, pretrained: bool) -> None:
         super().__init__()
@@ -87,8 +88,9 @@ class HFText(nn.Module):
         return [stem, *([block] for block in blocks[:-1]), [*blocks[-1:], *rest], [self.proj]]
 
     def mask(self, ids: Tensor) -> Tensor:
-        """Bool [n, T]: what is no padding, as open_clip has it."""
-        pad = self.config.pad_token_id
+        """Bool [n, T]: what is no padding of the tokenizer, or where that is not known, as open_clip has it."""
+        pad = self.pad()
+        pad = self.config.pad_token_id if pad is None else pad
         return torch.ones_like(ids, dtype=torch.bool) if pad is None else ids != pad
 
     def end(self, ids: Tensor, mask: Tensor | None) -> Tensor:

@@ -20,8 +20,11 @@ def by_length(widths: Sequence[int], *, budget: int) -> list[list[int]]:
 
 
 def pad(ids: Sequence[Sequence[int]], tokenizer: Any) -> tuple[Tensor, Tensor]:
-    """Ids [n, T] and the mask of real tokens, T the longest rounded up to 8, but not above the context."""
-    width = min(round_up(max(map(len, ids))), tokenizer.context)
+    """Ids [n, T] and the mask of real tokens, T the longest rounded up to 8, but not above the context.
+
+    T is 1 or more: where a tokenizer sets no special tokens an empty text has no tokens at all.
+    """
+    width = min(round_up(max([1, *map(len, ids)])), tokenizer.context)
     padded = torch.full((len(ids), width), tokenizer.pad)
     for row, tokens in enumerate(ids):
         padded[row, : len(tokens)] = torch.tensor(tokens)

@@ -63,8 +63,13 @@ def canonicalize(text: str) -> str:
     return " ".join(bare.lower().split())
 
 
+def encodable(text: str) -> str:
+    """As it is but for lone surrogates, which no tokenizer takes: each becomes the replacement character."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 CLEANERS: dict[Clean, Callable[[str], str]] = {
-    "none": str,
+    "none": encodable,
     "whitespace": one_line,
     "lower": lower,
     "canonicalize": canonicalize,

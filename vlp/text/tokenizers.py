@@ -87,6 +87,14 @@ def fingerprint(part: TokenizerPart, content: bytes) -> str:
     return hashlib.sha256(content + f"\n{type(part).__name__} {settings}".encode()).hexdigest()[:16]
 
 
+def fingerprint_at(tokenizer: Any, context: int) -> str:
+    """The fingerprint of a tokenizer whose texts are cut to `context`."""
+    if tokenizer.context == context or not hasattr(tokenizer, "part"):
+        return str(tokenizer.fingerprint)
+    part = tokenizer.part.model_copy(update={"context": context})
+    return str(part.build(tokenizer.base).fingerprint)
+
+
 def resolve_path(path: str, base: Path | None) -> Path:
     """`base / path` if there is such a file or folder, else `path` as it stands."""
     return base / path if base is not None and (base / path).exists() else Path(path)
