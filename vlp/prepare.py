@@ -42,7 +42,8 @@ class Prepared(NamedTuple):
 def prepare(run: Run, accelerator: Accelerator, *, start: bool = True) -> Prepared:
     """Everything of `run` but its state; the weights at the start are a function of the seed alone.
 
-    start: False where a checkpoint follows, which needs no `model.pretrained`.
+    start: False where a checkpoint follows, which needs no weights of `model.pretrained`, but where there is no
+    `model.arch` its configuration.
     """
     torch.manual_seed(run.seed)
     objective = Objective(run.losses)

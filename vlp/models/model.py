@@ -71,7 +71,7 @@ class Model(Settings):
     def build(
         self, needs: Iterable[str] = (), heads: Mapping[str, nn.Module] | None = None, *, start: bool = True
     ) -> Dual:
-        """The model with its starting weights, ready to train; `start=False` leaves `pretrained` unread."""
+        """The model with its starting weights, ready to train; `start=False` leaves the weights of `pretrained` unread."""
         needs = frozenset(needs)
         found = self.find_arch()
         dual = assemble(
