@@ -148,6 +148,22 @@ def test_a_finished_run_started_again_does_nothing(
     assert "resumed at step 10: 12 steps of 8 pairs" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("prefix", [None, 2])
+def test_a_run_goes_on_without_the_weights_that_it_started_from(tmp_path: Path, urls: str, prefix: int | None) -> None:
+    first = {"model": {"arch": "vlp-nano", "prefix": prefix, "context": 20}}
+    make(tmp_path / "first", urls, duration="2steps", **first).train()
+    weights = checkpoint.newest(tmp_path / "first" / "t" / "checkpoints").path / "model"  # type: ignore[operator]
+    later = {"model": {"pretrained": str(weights)}}
+    make(tmp_path / "a", urls, **later).train()
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "b", urls, evaluators=[_span(stop_at(5))], **later).train()
+    shutil.rmtree(weights)
+    make(tmp_path / "b", urls, **later).train()
+    assert losses(tmp_path / "a") == losses(tmp_path / "b")
+    a, b = final_weights(tmp_path / "a"), final_weights(tmp_path / "b")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
 def test_an_evaluation_at_no_distance_is_refused(tmp_path: Path, urls: str) -> None:
     with pytest.raises(ConfigError, match=r"evals\.1\.every is 0steps; it must be more than 0"):
         make(tmp_path, urls, evals=[{"suite": "a.yaml"}, {"suite": "b.yaml", "every": 0}])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -39,15 +40,14 @@ class Prepared(NamedTuple):
     shards: Shards | None = None  # with parallel=fsdp2: how `dual` is cut, and made whole
 
 
-def prepare(run: Run, accelerator: Accelerator, *, start: bool = True) -> Prepared:
+def prepare(run: Run, accelerator: Accelerator, *, stored: Path | None = None) -> Prepared:
     """Everything of `run` but its state; the weights at the start are a function of the seed alone.
 
-    start: False where a checkpoint follows, which needs no weights of `model.pretrained`, but where there is no
-    `model.arch` its configuration.
+    stored: folder of the model in the checkpoint that follows; nothing at `model.pretrained` is needed then.
     """
     torch.manual_seed(run.seed)
     objective = Objective(run.losses)
-    dual = dual_of(run, objective, start=start)
+    dual = dual_of(run, objective, stored=stored)
     if dist.world() > 1 and accelerator.device.type == "cuda":
         dual = nn.SyncBatchNorm.convert_sync_batchnorm(dual)
         run.model.lock(dual)  # again: what was held in eval mode are other modules now
@@ -130,9 +130,9 @@ def compile_blocks(dual: Dual) -> None:
         block.compile(dynamic=True)
 
 
-def dual_of(run: Run, objective: Objective, *, start: bool = True) -> Dual:
+def dual_of(run: Run, objective: Objective, *, stored: Path | None = None) -> Dual:
     """The model with the heads that its losses ask for."""
-    dual = run.model.build(needs=objective.needs, start=start)
+    dual = run.model.build(needs=objective.needs, stored=stored)
     refuse_large_vocabulary(dual.text, dual.tokenizer.vocab_size)
     dual.heads.update(objective.heads(dual))
     return dual

@@ -21,6 +21,7 @@ from vlp.run import Run
 from vlp.sharded import Shards
 
 OPTIMIZER = "optimizer/"  # how names of its state begin
+MODEL = "model"  # folder in a checkpoint that plain open_clip loads
 SHARDED = "sharded"  # folder in a checkpoint that all processes wrote
 _ASIDE = 1 << 20  # bytes for what is beside tensors: tokenizer, configuration, manifest
 
@@ -94,7 +95,7 @@ class State:
         checkpoint.together(save, here=dist.is_main())
 
     def _fill(self, folder: Path, progress: Progress) -> None:
-        pretrained.save(self.dual, folder / "model")
+        pretrained.save(self.dual, folder / MODEL)
         for name, companion in self.companions.items():
             checkpoint.save_tensors(folder / f"companion.{name}.safetensors", companion.state_dict())
             if hasattr(companion, "applied"):  # an average of the weights is a model of its own
@@ -137,7 +138,7 @@ class State:
     def _models(self, shards: Shards) -> Iterator[tuple[str, Dual]]:
         """The whole model, and each average of it, with the name of its folder; one after the other."""
         with shards.assembled(on_all=False) as model:
-            yield "model", model
+            yield MODEL, model
         for name, companion in self.companions.items():
             if hasattr(companion, "applied"):
                 with companion.applied(self.dual), shards.assembled(on_all=False) as model:
@@ -175,7 +176,7 @@ class State:
         return Progress(int(saved["step"]), float(saved["seconds"]), saved["skips"])
 
     def _load_files(self, path: Path) -> None:
-        pretrained.load_weights(self.dual, path / "model")
+        pretrained.load_weights(self.dual, path / MODEL)
         load_optimizer(self.adamw, checkpoint.load_tensors(path / "optimizer.safetensors"))
         for name, companion in self.companions.items():
             file = path / f"companion.{name}.safetensors"

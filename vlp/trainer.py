@@ -64,7 +64,7 @@ class Trainer:
         guards.refuse_other_checkpoints(run.folder / "checkpoints", resume=run.resume)
         checkpoint.together(lambda: refuse_unwritable(run.folder), here=dist.is_main())
         self.found = checkpoint.whole(run.folder / "checkpoints")
-        self.parts = parts = prepare(run, self.accelerator, start=self.found.path is None)
+        self.parts = parts = prepare(run, self.accelerator, stored=self.found.path and self.found.path / state.MODEL)
         self.dual, self.model, self.optimizer, self.feed = parts.dual, parts.model, parts.optimizer, parts.feed
         self.objective, self.companions, self.clock = parts.objective, parts.companions, parts.clock
         newest = self.found.path.name if self.found.path else None

@@ -367,7 +367,7 @@ def test_starting_from_weights(tmp_path: Path, there: int, asked: int | None, ke
     source = make_dual(prefix=there)
     source.tokenizer = ClipBPE(context=12)
     pretrained.save(source, tmp_path)
-    dual = Model(pretrained=str(tmp_path), prefix=asked).build(start=False)
+    dual = Model(pretrained=str(tmp_path), prefix=asked).build(stored=tmp_path)
     notes = pretrained.start(dual, str(tmp_path))
     assert notes == ([note] if note else [])
     assert torch.equal(dual.visual.proj, source.visual.proj)  # type: ignore[arg-type]

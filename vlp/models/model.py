@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
@@ -56,9 +57,9 @@ class Model(Settings):
             raise ValueError("stretch_text: the positions of `pretrained` are stretched; give it, and no other `text`")
         return self
 
-    def find_arch(self) -> Arch:
-        """The architecture with this block's changes."""
-        found = find(self.arch) if self.arch else pretrained.arch_of(str(self.pretrained))
+    def find_arch(self, stored: Path | None = None) -> Arch:
+        """The architecture with this block's changes; that of the folder `stored` in place of that of `pretrained`."""
+        found = find(self.arch) if self.arch else pretrained.arch_of(str(stored or self.pretrained))
         found = found.override(image_size=self.image_size, context=self.context)
         if self.tokenizer is not None and self.text is None and "hf_model_name" not in found.config["text_cfg"]:
             found.config["text_cfg"] = _reading(found.config["text_cfg"], self.tokenizer.build())
@@ -69,11 +70,15 @@ class Model(Settings):
         return found
 
     def build(
-        self, needs: Iterable[str] = (), heads: Mapping[str, nn.Module] | None = None, *, start: bool = True
+        self, needs: Iterable[str] = (), heads: Mapping[str, nn.Module] | None = None, *, stored: Path | None = None
     ) -> Dual:
-        """The model with its starting weights, ready to train; `start=False` leaves the weights of `pretrained` unread."""
+        """The model with its starting weights, ready to train.
+
+        stored: folder of this model in a checkpoint, whose weights are to follow; then `pretrained` is not looked at,
+        and may be gone.
+        """
         needs = frozenset(needs)
-        found = self.find_arch()
+        found = self.find_arch(stored)
         dual = assemble(
             found,
             self,
@@ -82,7 +87,7 @@ class Model(Settings):
             bias="bias" in needs,
             pretrained_text=self.text is not None,
         )
-        if self.pretrained is not None and start:
+        if self.pretrained is not None and stored is None:
             pretrained.start(dual, self.pretrained, text=self.text is None, stretch=self.stretch_text, arch=self.arch)
             self._set_scalars(dual)
         dual.set_needs(needs)
